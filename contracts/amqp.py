@@ -1,0 +1,104 @@
+"""A connection to the broker that is opened when needed and replaced when it broke (extra ``client``).
+
+aio-pika's own robust connection restores channels behind one's back, and a channel it fails to restore once stays
+dead without a word. Here a broken link is an error to the caller of the moment, and the next call opens a new one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
+from yarl import URL
+
+BROKEN_LINK: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
+"""What an operation on a broken link raises; all of it may be tried again on a new one."""
+
+__all__ = ["BROKEN_LINK", "ChannelNotFoundEntity", "Link", "lost_links_as_errors"]
+
+Setup = Callable[[AbstractChannel], Awaitable[None]]
+
+
+@contextmanager
+def lost_links_as_errors() -> Iterator[None]:
+    """Turn the cancellation that a silently lost link raises into a ConnectionError.
+
+    aiormq cancels its own waiters when heartbeats stop; nobody asked for this task to end, so it must not.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise ConnectionError("the link to the broker was lost") from None
+
+
+class Link:
+    """One connection with one channel.
+
+    ``setup`` is called with each new channel, to declare and consume. Safe for use by many tasks at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        setup: Setup | None = None,
+        confirms: bool = True,
+        heartbeat: int = 10,
+        timeout: float = 5.0,
+    ) -> None:
+        # The name is what an operator sees in the broker's list of connections.
+        self._url = URL(url).update_query(name=name, heartbeat=str(heartbeat))
+        self._setup = setup
+        self._confirms = confirms
+        self._timeout = timeout
+        self._opening = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return (
+            self._connection is not None
+            and not self._connection.is_closed
+            and self._channel is not None
+            and not self._channel.is_closed
+        )
+
+    async def channel(self) -> AbstractChannel:
+        """The channel, opened first if there is none; raises one of `BROKEN_LINK` if that fails."""
+        if self.is_open and self._channel is not None:
+            return self._channel
+        async with self._opening:
+            if self.is_open and self._channel is not None:
+                return self._channel
+            await self._discard()
+            with lost_links_as_errors():
+                async with asyncio.timeout(self._timeout):
+                    self._connection = await aio_pika.connect(self._url, timeout=self._timeout)
+                    channel = await self._connection.channel(
+                        publisher_confirms=self._confirms, on_return_raises=self._confirms
+                    )
+                    if self._setup is not None:
+                        await self._setup(channel)
+            self._channel = channel
+            return channel
+
+    async def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        async with self._opening:
+            await self._discard()
+
+    async def _discard(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            # A peer that has gone silent must not hold up the goodbye.
+            with suppress(*BROKEN_LINK, asyncio.CancelledError), lost_links_as_errors():
+                async with asyncio.timeout(2):
+                    await connection.close()

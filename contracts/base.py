@@ -1,0 +1,271 @@
+"""What every message is: commands, lookups, the views they answer with, and change events.
+
+A subclass states its wire name; nothing is derived from a class name, so renaming a class cannot rename a message.
+"""
+
+import builtins
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+from typing import Any, ClassVar, Final, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from contracts.errors import ErrorCode, Refusal
+from contracts.topology import MAX_JSON_DEPTH, Lane
+from contracts.types import WIRE, JsonNumber
+
+R = TypeVar("R")
+V = TypeVar("V", bound="View")
+
+# Every message there is, by wire name; filled by the class statements themselves.
+COMMAND_TYPES: Final[dict[str, "type[Command[Any]]"]] = {}
+LOOKUP_TYPES: Final[dict[str, "type[Lookup[Any]]"]] = {}
+EVENT_TYPES: Final[dict[str, "type[Event[Any]]"]] = {}
+
+
+class Part(BaseModel):
+    """A piece of a command: closed, so that a misspelt field is an error and not a silent nothing."""
+
+    # A validation error must not print its input: a mistyped secret would end in a log.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class View(BaseModel):
+    """A thing as the world sees it. Open for fields that a later version adds; holds no secret, ever."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, hide_input_in_errors=True)
+
+
+class Request(Part, Generic[R]):
+    """A message that asks for something and may be answered with an ``R``."""
+
+    wire_name: ClassVar[str]
+    """The routing key it is published with."""
+
+    @classmethod
+    def answer_type(cls) -> Any:
+        """The ``R`` of this request: a view, a list of views or a plain value."""
+        for base in cls.__mro__:
+            arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args")
+            if arguments:
+                return arguments[0]
+        raise TypeError(f"{cls.__name__} does not say what it is answered with")
+
+
+class Command(Request[R], Generic[R]):
+    """An order to change something; takes effect exactly once per ``message_id``."""
+
+    lane: ClassVar[Lane]
+
+    def __init_subclass__(cls, *, name: str | None = None, lane: Lane = Lane.CONFIG, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.wire_name = name
+            cls.lane = lane
+            _register(COMMAND_TYPES, name, cls)
+
+
+class Lookup(Request[R], Generic[R]):
+    """A question about what is stored; changes nothing."""
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.wire_name = name
+            _register(LOOKUP_TYPES, name, cls)
+
+
+class Change(BaseModel, Generic[V]):
+    """One row before and after. ``version`` counts the row's changes from 1 on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: dict[str, Any]
+    """The primary key columns and their values."""
+    version: int
+    before: V | None = None
+    after: V | None = None
+    changed: list[str] = []
+    """Names of the fields that differ; all of them for a new or a deleted row."""
+
+
+class Event(BaseModel, Generic[V]):
+    """Changes of one type that one transaction made, in order.
+
+    Delivered at least once: ``event_id`` tells a repeated delivery. Per row the versions arrive in order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    wire_name: ClassVar[str]
+    """The routing key, ``<entity>.<verb>``."""
+    key_fields: ClassVar[tuple[str, ...]]
+
+    event_id: UUID
+    type: str
+    sequence: int
+    """Counts the events of this type without gaps, so that a subscriber notices a lost one."""
+    occurred_at: datetime
+    transaction: str
+    """The transaction's id in the database, the same that the command's reply carries as ``commit_token``."""
+    causation_ids: list[UUID]
+    """Message ids of the commands that caused it."""
+    changes: list[Change[V]]
+    stale_keys: list[str]
+    """Logical cache keys whose value these changes made wrong."""
+
+    def __init_subclass__(cls, *, name: str | None = None, key: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.wire_name = name
+            cls.key_fields = key
+            _register(EVENT_TYPES, name, cls)
+
+    @classmethod
+    def view_type(cls) -> builtins.type[V]:
+        """The view that ``before`` and ``after`` hold."""
+        for base in cls.__mro__:
+            arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args")
+            if arguments:
+                view: builtins.type[V] = arguments[0]
+                return view
+        raise TypeError(f"{cls.__name__} does not say whose change it is")
+
+    @classmethod
+    def keys_of(cls, image: V) -> Iterable[str]:
+        """Logical cache keys whose value depends on a row that looks like ``image``."""
+        raise NotImplementedError(f"{cls.__name__} must say which cache keys it makes stale, if only none")
+
+    @classmethod
+    def stale_keys_of(cls, changes: Iterable[Change[V]]) -> list[str]:
+        """Keys made stale by ``changes``: those of the old images and of the new ones, each once, in order."""
+        images = (image for change in changes for image in (change.before, change.after) if image is not None)
+        return list(dict.fromkeys(key for image in images for key in cls.keys_of(image)))
+
+
+def _register(registry: dict[str, Any], name: str, message: type) -> None:
+    if name in registry:
+        raise TypeError(f"{name!r} is taken by {registry[name].__name__}")
+    registry[name] = message
+
+
+class Meta(BaseModel):
+    """What a reply says beside its answer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    duplicate: bool = False
+    """The same message id was handled before; this is the answer it got then."""
+    version: int | None = None
+    """The version of the row that was written, where it has one."""
+    commit_token: str | None = None
+    """The transaction that stored it; the event that announces it carries the same one."""
+
+
+class ErrorBody(BaseModel):
+    """Why the answer is no."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: ErrorCode
+    message: str
+    field: str | None = None
+    retryable: bool = False
+
+
+class Reply(BaseModel):
+    """The answer to a request: data, or an error with a code."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    ok: bool
+    data: Any = None
+    error: ErrorBody | None = None
+    meta: Meta = Meta()
+
+
+class Duplicates(Exception):  # noqa: N818 - never leaves this module
+    pass
+
+
+def decode(message: type[Part], body: bytes) -> Any:
+    """The message in ``body``; raises `Refusal` that names the field and the reason.
+
+    The common case is one pass of pydantic. Only a body that this pass refuses is read again, number by number:
+    to accept short JSON numbers as money, or to say precisely what is wrong.
+    """
+    if (depth := nesting(body)) > MAX_JSON_DEPTH:
+        raise Refusal(
+            ErrorCode.VALIDATION, f"JSON is nested {depth} deep; at most {MAX_JSON_DEPTH} is read", field="body"
+        )
+    try:
+        return message.model_validate_json(body, context=WIRE)
+    except ValidationError:
+        pass
+    try:
+        fields = json.loads(
+            body, parse_float=JsonNumber, parse_constant=JsonNumber, object_pairs_hook=_without_duplicates
+        )
+        return message.model_validate(fields, context=WIRE)
+    except ValidationError as error:
+        raise refusal_of(error) from None
+    except Duplicates as error:
+        raise Refusal(ErrorCode.VALIDATION, "stands there twice", field=str(error)) from None
+    except (ValueError, RecursionError) as error:
+        # JSONDecodeError and UnicodeDecodeError are both ValueErrors; their texts say where, not what.
+        raise Refusal(ErrorCode.VALIDATION, f"is not JSON: {error}", field="body") from None
+
+
+def refusal_of(error: ValidationError) -> Refusal:
+    """The first thing wrong with a message, without the input itself, which may be a secret."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "body"
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "is not a field of this message"
+    return Refusal(ErrorCode.VALIDATION, reason, field=field)
+
+
+def nesting(body: bytes) -> int:
+    """How deep objects and arrays are nested, counted without building anything."""
+    if body.count(b"{") + body.count(b"[") <= MAX_JSON_DEPTH:
+        return 0  # cannot be too deep, and this is what nearly every message looks like
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in body:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == _BACKSLASH:
+                escaped = True
+            elif byte == _QUOTE:
+                in_string = False
+        elif byte == _QUOTE:
+            in_string = True
+        elif byte in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"}]":
+            depth -= 1
+    return deepest
+
+
+_QUOTE: Final = ord('"')
+_BACKSLASH: Final = ord("\\")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Duplicates(next(name for name in names if names.count(name) > 1))
+    return fields
+
+
+@cache
+def answer_adapter(request: type[Request[Any]]) -> TypeAdapter[Any]:
+    """Reads and writes the answers of ``request``."""
+    return TypeAdapter(request.answer_type())

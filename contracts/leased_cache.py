@@ -1,0 +1,142 @@
+"""A read-through cache that no late writer can make stale (extra ``cache``).
+
+Each key holds either a value or a lease: a nonce that a reader puts there before it loads. The value is stored by
+compare-and-set against that nonce, and invalidation is a plain UNLINK, which removes values and leases alike. So a
+load that began before an invalidation can no longer be stored after it. The idea is the lease of R. Nishtala et al.,
+"Scaling Memcache at Facebook", NSDI 2013.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+Load = Callable[[], Awaitable[bytes]]
+"""Reads a value from its source, in a transaction begun when it is called."""
+
+_LEASE: Final = b"\x00"
+_VALUE: Final = b"\x01"
+_NONCE_BYTES: Final = 16
+_LEASE_MS: Final = 5_000
+_TRIES: Final = 3
+_WAIT_SECONDS: Final = 0.25
+"""How long to wait for another reader's load before taking over its lease."""
+
+# Compare-and-set on the whole value. KEYS[1]; ARGV: expected, new, time to live in ms.
+_SWAP: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return 1
+end
+return 0
+"""
+
+SCHEMA: Final = 1
+"""Part of every name: values written by another version of the contracts are not found."""
+
+
+def connect(url: str, *, timeout: float = 0.1) -> Redis:
+    """A client that gives up after ``timeout`` seconds, where redis-py by default hangs and retries for many."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=50,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+    )
+    return Redis.from_pool(pool)
+
+
+def physical_name(namespace: str, key: str) -> str:
+    """The name in Redis of a logical key."""
+    return f"c:{namespace}:{SCHEMA}:{key}"
+
+
+class LeasedCache:
+    """Values by logical key, in one namespace of a Redis.
+
+    With Redis away every read goes to its source; nothing is ever served that an invalidation has removed.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        namespace: str,
+        ttl: float = 86_400.0,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``ttl`` is in seconds; ``count`` is told of each read: ``hit``, ``miss`` or ``bypass``."""
+        self._redis = redis
+        self._namespace = namespace
+        self._ttl_ms = round(ttl * 1_000)
+        self._count = count
+        self._swap = redis.register_script(_SWAP)
+
+    async def get(self, key: str, load: Load) -> bytes:
+        """The value of ``key``, loaded and stored if it is not cached. Only ``load`` can fail."""
+        name = physical_name(self._namespace, key)
+        try:
+            held: bytes | None = await self._redis.get(name)  # type: ignore[assignment]
+            if held is not None and held[:1] == _VALUE:
+                self._count("hit")
+                return bytes(held[1 + _NONCE_BYTES :])
+            self._count("miss")
+            for _ in range(_TRIES):
+                value = await self._fill(name, load)
+                if value is not None:
+                    return value
+        except (RedisError, OSError, TimeoutError):
+            self._count("bypass")
+            return await load()
+        # Invalidations keep coming in between. Load first, then remove what others may have stored meanwhile: in
+        # this order nobody reads an older value after this one was returned.
+        value = await load()
+        await self.invalidate([key])
+        return value
+
+    async def invalidate(self, keys: Iterable[str]) -> None:
+        """Remove values and leases; raises RedisError if it is not certain that they are gone."""
+        names = [physical_name(self._namespace, key) for key in keys]
+        if names:
+            await self._redis.unlink(*names)
+
+    async def _fill(self, name: str, load: Load) -> bytes | None:
+        """Load under a lease and store; None if the lease was lost meanwhile, so the value may be old."""
+        nonce = os.urandom(_NONCE_BYTES)
+        lease = _LEASE + nonce
+        held: bytes | None = await self._redis.set(name, lease, nx=True, get=True, px=_LEASE_MS)  # type: ignore[assignment]
+        if held is not None:
+            held = await self._wait_for(name, held)
+            if held is not None and held[:1] == _VALUE:
+                return bytes(held[1 + _NONCE_BYTES :])
+            taken = (
+                await self._redis.set(name, lease, nx=True, px=_LEASE_MS)
+                if held is None
+                else await self._swap(keys=[name], args=[held, lease, _LEASE_MS])
+            )
+            if not taken:
+                return None
+        value = await load()
+        ttl = round(self._ttl_ms * random.uniform(0.9, 1.0))
+        stored = await self._swap(keys=[name], args=[lease, _VALUE + nonce + value, ttl])
+        return value if stored else None
+
+    async def _wait_for(self, name: str, held: bytes) -> bytes | None:
+        """What the key holds once it is a value or gone; the other's lease if that takes too long."""
+        deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
+        pause = 0.002
+        current: bytes | None = held
+        while current is not None and current[:1] == _LEASE and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, 0.05)
+            current = await self._redis.get(name)  # type: ignore[assignment]
+        return current

@@ -1,0 +1,143 @@
+"""Orders: what a bot asked an exchange to do, and how far that got."""
+
+from collections.abc import Iterable
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from contracts.base import Command, Event, Lookup, View
+from contracts.topology import Lane
+from contracts.types import (
+    ExactDecimal,
+    Id,
+    Instant,
+    LedgerId,
+    NonNegative,
+    OrderStatus,
+    OrderType,
+    Positive,
+    Side,
+    Text,
+)
+
+ExchangeOrderId = Annotated[Text, Field(min_length=1, max_length=64)]
+
+
+class OrderView(View):
+    """An order."""
+
+    order_id: LedgerId
+    ex_order_id: str | None
+    client_order_id: UUID | None
+    bot_id: Id | None
+    uid: Id
+    ex_id: Id
+    symbol_id: Id
+    side: Side
+    order_type: OrderType
+    size: ExactDecimal
+    """In units of the base currency."""
+    price: ExactDecimal | None
+    """Quote currency per unit of base currency; null for a market order."""
+    stop_price: ExactDecimal | None
+    filled_size: ExactDecimal
+    avg_fill_price: ExactDecimal | None
+    leverage: ExactDecimal | None
+    status: OrderStatus
+    reason: str | None
+    timestamp: Instant
+    """When it was placed."""
+    row_version: int
+
+
+class CreateOrder(Command[OrderView], name="create_order", lane=Lane.TRADING):
+    """Place an order on record.
+
+    Bot, account and user must belong together and the symbol to the account's exchange (``forbidden``). The same
+    ``client_order_id`` again is answered with the stored order; with other content it is a ``conflict``.
+    """
+
+    bot_id: Id
+    uid: Id
+    ex_id: Id
+    symbol_id: Id
+    side: Side
+    size: Positive
+    order_type: OrderType
+    price: Positive | None = None
+    stop_price: Positive | None = None
+    status: OrderStatus = "pending"
+    ex_order_id: ExchangeOrderId | None = None
+    client_order_id: UUID | None = None
+    leverage: Positive | None = None
+    reason: Annotated[Text, Field(max_length=255)] | None = None
+    timestamp: Instant | None = None
+    """When it was placed; the time of storing if left out."""
+
+    @model_validator(mode="after")
+    def _has_the_prices_of_its_type(self) -> Self:
+        if self.order_type in ("limit", "stop_limit", "take_profit_limit") and self.price is None:
+            raise ValueError(f"price is required for a {self.order_type} order")
+        return self
+
+
+class UpdateOrderStatus(Command[OrderView], name="update_order_status", lane=Lane.TRADING):
+    """Move an order to another status.
+
+    The order is named by ``order_id``, or by ``ex_id`` and ``ex_order_id``. The status it already has is no
+    change and no event; one it cannot reach from there is an ``invalid_transition``.
+    """
+
+    order_id: LedgerId | None = None
+    ex_id: Id | None = None
+    ex_order_id: ExchangeOrderId | None = None
+    """The exchange's id of the order: noted down with ``order_id``, looked up without it."""
+    status: OrderStatus
+    filled_size: NonNegative | None = None
+    avg_fill_price: NonNegative | None = None
+    reason: Annotated[Text, Field(max_length=255)] | None = None
+    expected_version: Id | None = None
+
+    @model_validator(mode="after")
+    def _names_an_order(self) -> Self:
+        if self.order_id is None and (self.ex_id is None or self.ex_order_id is None):
+            raise ValueError("order_id is required, or ex_id together with ex_order_id")
+        return self
+
+
+class GetOrder(Lookup[OrderView | None], name="get_order"):
+    """An order by id; null if there is none."""
+
+    order_id: LedgerId
+
+
+class GetOpenOrders(Lookup[list[OrderView]], name="get_open_orders"):
+    """Orders still pending, open or partially filled, oldest first, of a bot, a user or an account."""
+
+    bot_id: Id | None = None
+    uid: Id | None = None
+    ex_id: Id | None = None
+    limit: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 100
+
+    @model_validator(mode="after")
+    def _names_an_owner(self) -> Self:
+        if self.bot_id is None and self.uid is None and self.ex_id is None:
+            raise ValueError("one of bot_id, uid and ex_id is required")
+        return self
+
+
+class OrderCreated(Event[OrderView], name="order.created", key=("order_id",)):
+    """Orders were placed."""
+
+    @classmethod
+    def keys_of(cls, image: OrderView) -> Iterable[str]:  # noqa: ARG003 - orders are not cached
+        return ()
+
+
+class OrderStatusChanged(Event[OrderView], name="order.status_changed", key=("order_id",)):
+    """Orders moved to another status, or got further in the one they had."""
+
+    @classmethod
+    def keys_of(cls, image: OrderView) -> Iterable[str]:  # noqa: ARG003 - orders are not cached
+        return ()

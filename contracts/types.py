@@ -1,0 +1,159 @@
+"""The value types of the wire: what a number, a text or an instant may be.
+
+Money travels as a string and is a `Decimal` end to end. A JSON number is taken too, as long as it has no more
+than 15 significant digits: up to there a double holds it exactly enough to print the same digits again.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Strict, ValidationInfo, WithJsonSchema
+
+WIRE: Final = {"wire": True}
+"""Validation context of bodies that came over the wire, where a float has already lost digits."""
+
+MAX_NUMBER_DIGITS: Final = 15
+"""Significant digits that every IEEE double keeps."""
+
+
+class JsonNumber(Decimal):
+    """A number literal of a JSON text, digit by digit as it was written there."""
+
+
+def significant_digits(number: Decimal) -> int:
+    """How many digits stand between the first and the last one that is not zero."""
+    return len("".join(map(str, number.as_tuple().digits)).strip("0")) or 1
+
+
+def _to_decimal(value: Any, info: ValidationInfo) -> Decimal:
+    if isinstance(value, str):
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            raise ValueError('is not a decimal number; send digits as a string, for example "0.00141342"') from None
+        if "_" in value:
+            raise ValueError("is not a decimal number; underscores are not allowed")
+    elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError("must be a decimal number in a string")  # noqa: TRY004 - pydantic reports ValueError only
+    elif isinstance(value, float):
+        if info.context is not None and info.context.get("wire"):
+            raise ValueError("is a number whose digits are lost; send it as a string")
+        number = _few_digits(JsonNumber(repr(value)))
+    elif isinstance(value, int):
+        number = _few_digits(JsonNumber(value))
+    else:
+        number = _few_digits(value) if isinstance(value, JsonNumber) else value
+    if not number.is_finite():
+        raise ValueError("must be finite; NaN and infinity are refused")
+    # An exponent ("1E+3") is a way of writing: the value is stored and sent in plain digits.
+    return Decimal(format(number, "f"))
+
+
+def _few_digits(number: JsonNumber) -> Decimal:
+    if number.is_finite() and significant_digits(number) > MAX_NUMBER_DIGITS:
+        raise ValueError(f"has more than {MAX_NUMBER_DIGITS} significant digits; send it as a string")
+    return Decimal(number)
+
+
+def _plain_digits(number: Decimal) -> str:
+    return format(number, "f")
+
+
+_DECIMAL = (
+    BeforeValidator(_to_decimal),
+    PlainSerializer(_plain_digits, return_type=str, when_used="json"),
+)
+_DECIMAL_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "string", "pattern": r"^-?\d{1,38}(\.\d{1,18})?$"}, {"type": "number"}],
+    "description": "A decimal number as a string. A JSON number is taken if it has at most 15 significant digits.",
+}
+
+ExactDecimal = Annotated[Decimal, *_DECIMAL, WithJsonSchema({"type": "string"})]
+"""A number the service sends: every digit it has, as a string."""
+
+Amount = Annotated[Decimal, Field(max_digits=38, decimal_places=18), *_DECIMAL, WithJsonSchema(_DECIMAL_SCHEMA)]
+"""Any amount of money or goods, negative ones included: at most 38 digits, 18 of them behind the point."""
+
+NonNegative = Annotated[
+    Decimal, Field(max_digits=38, decimal_places=18, ge=0), *_DECIMAL, WithJsonSchema(_DECIMAL_SCHEMA)
+]
+"""An amount of zero or more."""
+
+Positive = Annotated[
+    Decimal, Field(max_digits=38, decimal_places=18, gt=0), *_DECIMAL, WithJsonSchema(_DECIMAL_SCHEMA)
+]
+"""An amount above zero: a size, or a price in quote currency for one unit of base currency."""
+
+
+def _only_text_or_instant(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError('must be an ISO 8601 instant with an offset, for example "2019-10-11T00:00:11.620Z"')  # noqa: TRY004
+    return value
+
+
+def _to_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError('has no offset; say "Z" or "+02:00", a naive time is ambiguous')
+    return value.astimezone(UTC)
+
+
+Instant = Annotated[datetime, BeforeValidator(_only_text_or_instant), AfterValidator(_to_utc)]
+"""A moment in UTC. An offset is required on the way in."""
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("holds a NUL character, which PostgreSQL cannot store")
+    return value
+
+
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
+Id = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+"""The id of a configured thing: user, account, symbol, bot."""
+LedgerId = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
+"""The id of a row that is written all day: order, trade, log entry."""
+
+Text = Annotated[str, AfterValidator(_storable)]
+Name = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_storable)]
+Mail = Annotated[str, Field(min_length=3, max_length=80, pattern=r"^[^@\s]+@[^@\s]+$"), AfterValidator(_storable)]
+SymbolName = Annotated[
+    str, Field(min_length=1, max_length=40, pattern=r"^[^a-z\s\x00-\x1f]+$"), AfterValidator(_storable)
+]
+"""A trading pair as the exchange writes it, such as ``BTC/USDT`` or ``BTC/USDT:USDT``; never lower case, so that a
+symbol cannot collide with the words of a cache key."""
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+# How exchanges and older bots write the same states.
+_STATUS_SYNONYMS: Final = {
+    "new": "pending",
+    "cancel": "cancelled",
+    "canceled": "cancelled",
+    "closed": "filled",
+    "partial": "partially_filled",
+    "partially filled": "partially_filled",
+}
+
+
+def _canonical_status(value: Any) -> Any:
+    word = _lower(value)
+    return _STATUS_SYNONYMS.get(word, word) if isinstance(word, str) else word
+
+
+Side = Annotated[Literal["buy", "sell"], BeforeValidator(_lower)]
+OrderType = Annotated[
+    Literal["market", "limit", "stop", "stop_limit", "take_profit", "take_profit_limit", "trailing_stop"],
+    BeforeValidator(_lower),
+]
+OrderStatus = Annotated[
+    Literal["pending", "open", "partially_filled", "filled", "cancelled", "rejected", "expired"],
+    BeforeValidator(_canonical_status),
+]
+"""Where an order stands. Spellings of exchanges ("New", "canceled") are taken for the word they mean."""
+Role = Literal["ADMIN", "USER"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

@@ -1,0 +1,5 @@
+"""``python -m service`` is ``persistence``."""
+
+from service.cli import main
+
+main()

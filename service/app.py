@@ -1,0 +1,177 @@
+"""The composition root: settings in, a running service out. It builds everything and decides nothing."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from contracts.amqp import BROKEN_LINK, Link
+from contracts.invalidator import CacheInvalidator
+from contracts.leased_cache import LeasedCache, connect
+from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
+from service import schema, topology
+from service.config import Settings
+from service.consumers import Consumers
+from service.consumers import Lane as LaneConsumer
+from service.database import build_engine, build_session_maker
+from service.errors import reason
+from service.executor import Executor
+from service.health import Health
+from service.http import HttpServer
+from service.lookup_server import LookupServer
+from service.observability import CACHE_REQUESTS, configure_logging
+from service.publisher import Publisher
+from service.relay import Relay
+
+log = structlog.get_logger()
+
+_LOOKUP_PREFETCH = 500
+
+
+class StartError(Exception):
+    """A server cannot be reached or used; the message names the setting and what to do."""
+
+
+class Service:
+    """One instance of the service. `run` is its whole life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._engine = build_engine(settings)
+        sessions = build_session_maker(self._engine)
+        url = settings.rabbitmq_url.get_secret_value()
+        self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
+        cache = LeasedCache(
+            self._redis,
+            namespace=settings.cache_namespace,
+            ttl=settings.cache_ttl,
+            count=lambda result: CACHE_REQUESTS.labels(result=result).inc(),
+        )
+        self._publisher = Publisher(settings)
+        self._relay = Relay(sessions, self._publisher, settings)
+        executor = Executor(sessions, require_user=settings.require_authenticated_sender)
+        self._lanes = [
+            LaneConsumer(queue, executor, self._publisher, batch_size=settings.batch_size, committed=self._relay.wake)
+            for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
+        ]
+        self._lookups = LookupServer(sessions, cache, self._publisher)
+        self._consumers = Consumers(settings)
+        for lane in self._lanes:
+            self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
+        self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)
+        # The service is a reader like any other: its own change events keep its cache fresh.
+        self._invalidator = CacheInvalidator(
+            url,
+            self._redis,
+            queue=f"{settings.cache_namespace}.cache",
+            namespace=settings.cache_namespace,
+            bindings=("symbol.#",),
+        )
+        self._control = Link(url, name="persistence-control", setup=topology.declare)
+        self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._control)
+        self._http = HttpServer(settings, self._health)
+
+    def stop(self) -> None:
+        """Ask `run` to finish what was taken in and return."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Serve until stopped; gives the exit code: 0 after a stop, 1 if a part failed that cannot be healed."""
+        await self._reach_servers()
+        tasks: list[asyncio.Task[None]] = []
+
+        def start(name: str, work: Coroutine[Any, Any, None]) -> None:
+            tasks.append(asyncio.create_task(work, name=name))
+
+        try:
+            for lane in self._lanes:
+                start(lane.queue, lane.run())
+            start("relay", self._relay.run())
+            start("invalidator", self._invalidator.run())
+            await self._consumers.start()
+            await self._http.start()
+            log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
+            failed = await self._until_stopped_or_failed(tasks)
+            self._health.is_stopping = True
+            if not failed:
+                await self._finish()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close()
+        log.info("stopped", failed=failed)
+        return 1 if failed else 0
+
+    async def _reach_servers(self) -> None:
+        """Fail early and in words: later the same outages are waited out."""
+        try:
+            revision = await schema.current(self._engine)
+        except Exception as error:
+            raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
+        if revision != schema.head():
+            raise StartError(
+                f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "
+                "run `persistence migrate`"
+            )
+        try:
+            await self._control.channel()
+            await self._publisher.open()
+        except BROKEN_LINK as error:
+            raise StartError(f"RABBITMQ_URL: {reason(error)}; is RabbitMQ running there?") from error
+        try:
+            await self._redis.ping()
+        except Exception as error:  # noqa: BLE001 - lookups go around a cache that is away
+            log.warning("cache_unreachable", setting="REDIS_URL", error=type(error).__name__)
+
+    async def _until_stopped_or_failed(self, tasks: list[asyncio.Task[None]]) -> bool:
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failures = [task for task in done if task is not stopping]
+        for task in failures:
+            # A part that ended by itself cannot be trusted to come back: end, and be started again clean.
+            log.critical("part_failed", part=task.get_name(), exc_info=None if task.cancelled() else task.exception())
+        return bool(failures)
+
+    async def _finish(self) -> None:
+        """Stop intake, then settle what was taken: commit, answer, acknowledge, publish."""
+        log.info("stopping")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_timeout):
+                await self._consumers.stop_intake()
+                await asyncio.gather(*(lane.finish() for lane in self._lanes), self._lookups.finish())
+                while await self._relay.publish_once():
+                    pass
+                await self._relay.release()
+
+    async def _close(self) -> None:
+        await self._http.stop()
+        await self._consumers.stop()
+        await self._invalidator.close()
+        await self._publisher.close()
+        await self._control.close()
+        with suppress(Exception):
+            await self._redis.aclose()
+        with suppress(Exception):
+            async with asyncio.timeout(2):
+                await self._engine.dispose()
+
+
+async def serve(settings: Settings) -> int:
+    """Run the service until SIGTERM or SIGINT; gives the exit code."""
+    configure_logging(settings.log_level, settings.log_format)
+    service = Service(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    try:
+        return await service.run()
+    except StartError as error:
+        sys.stderr.write(f"persistence: {error}\n")
+        return 2

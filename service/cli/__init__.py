@@ -1,0 +1,61 @@
+"""The ``persistence`` command."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+
+from service import schema
+from service.app import StartError, serve
+from service.cli import dead_letters
+from service.cli.check import check
+from service.config import Settings, SettingsError
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="persistence",
+    help="Stores what trading bots publish: commands in, one transaction, change events out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.command()(check)
+
+
+@app.command(name="serve")
+def serve_command() -> None:
+    """Consume commands, answer lookups and publish events until SIGTERM."""
+    raise typer.Exit(run(serve(Settings.read())))
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option(help="A revision, or 'base' to take every table away again.")] = "head",
+) -> None:
+    """Bring the database to the version this service needs. Safe to run anywhere, any number of times, at once."""
+    before, after = run(schema.migrate(Settings.read(), to))
+    if before == after:
+        print(f"The database is at {after or 'nothing'} already.")
+    else:
+        print(f"The database went from {before or 'nothing'} to {after or 'nothing'}.")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def main() -> None:
+    """Entry point: every foreseeable failure is one line that says what to do, and exit code 2."""
+    try:
+        app()
+    except (SettingsError, StartError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"persistence: {error}", markup=False)
+        sys.exit(2)

@@ -1,0 +1,184 @@
+"""``persistence dead-letters``: look at refused commands, send them again, or close them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from aio_pika import DeliveryMode, Message
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from contracts.amqp import BROKEN_LINK, Link
+from contracts.topology import COMMANDS
+from service import dead_letters
+from service.app import StartError
+from service.config import Settings
+from service.database import build_engine, build_session_maker
+from service.errors import reason
+from service.executor import REPLAY_HEADER
+from service.models import DeadLetter
+
+T = TypeVar("T")
+
+app = typer.Typer(help="Commands that were refused.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Ids = Annotated[list[int], typer.Argument(help="Numbers of dead letters, as `list` shows them.")]
+
+
+@app.command(name="list")
+def list_(
+    state: Annotated[str, typer.Option(help="open, replayed, discarded or all")] = "open",
+    command: Annotated[str | None, typer.Option(help="Only this command.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, oldest first."""
+    letters = _run(_find(None if state == "all" else state, command, limit))
+    if as_json:
+        print(json.dumps([_plain(letter) for letter in letters], indent=2))
+        return
+    table = Table("id", "received", "command", "code", "field", "reason", "state", title="Dead letters")
+    for letter in letters:
+        table.add_row(
+            str(letter.dead_letter_id),
+            f"{letter.received_at:%Y-%m-%d %H:%M:%S}",
+            letter.command,
+            letter.code,
+            letter.field or "",
+            letter.reason,
+            letter.state,
+        )
+    console = Console()
+    console.print(table if letters else "No dead letters.")
+    if len(letters) == limit:
+        console.print(f"The oldest {limit}; --limit shows more.")
+
+
+@app.command()
+def show(dead_letter_id: int, as_json: Json = False) -> None:
+    """Show one dead letter with its body, in which secrets are redacted."""
+    letter = _run(_get(dead_letter_id))
+    if as_json:
+        print(json.dumps(_plain(letter), indent=2))
+        return
+    table = Table(show_header=False, title=f"Dead letter {dead_letter_id}")
+    for name, value in _plain(letter).items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    Console().print(table)
+
+
+@app.command()
+def replay(ids: Ids) -> None:
+    """Send dead letters to the service again, under their own message ids."""
+    _run(_replay(ids))
+
+
+@app.command()
+def discard(ids: Ids) -> None:
+    """Close dead letters without carrying them out."""
+    _run(_discard(ids))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@asynccontextmanager
+async def _session() -> AsyncIterator[AsyncSession]:
+    engine = build_engine(Settings.read())
+    try:
+        async with build_session_maker(engine).begin() as session:
+            yield session
+    except OSError as error:
+        raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
+    finally:
+        await engine.dispose()
+
+
+async def _find(state: str | None, command: str | None, limit: int) -> list[DeadLetter]:
+    async with _session() as session:
+        return await dead_letters.find(session, state=state, command=command, limit=limit)
+
+
+async def _get(dead_letter_id: int) -> DeadLetter:
+    async with _session() as session:
+        letter = await session.get(DeadLetter, dead_letter_id)
+    if letter is None:
+        raise typer.BadParameter(
+            f"there is no dead letter {dead_letter_id}; `persistence dead-letters list` shows them"
+        )
+    return letter
+
+
+async def _replay(ids: list[int]) -> None:
+    letters = [await _get(number) for number in ids]
+    for letter in letters:
+        if problem := _why_not(letter):
+            raise typer.BadParameter(f"dead letter {letter.dead_letter_id} {problem}")
+    link = Link(Settings.read().rabbitmq_url.get_secret_value(), name="persistence-replay")
+    try:
+        channel = await link.channel()
+        exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
+        for letter in letters:
+            await exchange.publish(_message(letter), letter.command, mandatory=True)
+            print(f"{letter.dead_letter_id}: sent again; `persistence dead-letters show` tells what became of it")
+    except BROKEN_LINK as error:
+        raise StartError(f"RABBITMQ_URL: {reason(error)}; is RabbitMQ running there?") from error
+    finally:
+        await link.close()
+
+
+def _why_not(letter: DeadLetter) -> str | None:
+    if letter.state != "open":
+        return f"is {letter.state}, not open"
+    if not letter.complete:
+        return "holds a secret or is cut, so its body was not kept as it came; its sender has to send it again"
+    if letter.field == "message_id":
+        return "has no message id of its own that could be used again; its sender has to send it again"
+    return None
+
+
+def _message(letter: DeadLetter) -> Message:
+    headers = {name: value for name, value in letter.properties.get("headers", {}).items() if name != "x-death"}
+    return Message(
+        letter.body,
+        content_type="application/json",
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=letter.message_id,
+        app_id=letter.properties.get("app_id"),
+        headers={**headers, REPLAY_HEADER: letter.dead_letter_id},
+    )
+
+
+async def _discard(ids: list[int]) -> None:
+    async with _session() as session:
+        for number in ids:
+            if not await dead_letters.discard(session, number):
+                raise typer.BadParameter(f"there is no open dead letter {number}; none was discarded")
+    print(f"Discarded {len(ids)}.")
+
+
+def _plain(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "dead_letter_id": letter.dead_letter_id,
+        "received_at": letter.received_at.isoformat(),
+        "command": letter.command,
+        "message_id": letter.message_id,
+        "code": letter.code,
+        "field": letter.field,
+        "reason": letter.reason,
+        "state": letter.state,
+        "attempts": letter.attempts,
+        "resolved_at": letter.resolved_at.isoformat() if letter.resolved_at else None,
+        "complete": letter.complete,
+        "body_size": letter.body_size,
+        "properties": letter.properties,
+        "body": letter.body.decode(errors="replace"),
+    }

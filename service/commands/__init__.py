@@ -1,0 +1,18 @@
+"""The table of contents: every command and the function that carries it out."""
+
+from typing import Any
+
+from contracts.base import Command
+from service.commands import bot, exchange, order, symbol, trade, user
+from service.registry import CommandHandler
+
+HANDLERS: dict[type[Command[Any]], CommandHandler] = {
+    **user.handlers.handlers,
+    **exchange.handlers.handlers,
+    **symbol.handlers.handlers,
+    **bot.handlers.handlers,
+    **order.handlers.handlers,
+    **trade.handlers.handlers,
+}
+
+__all__ = ["HANDLERS"]

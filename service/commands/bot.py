@@ -1,0 +1,30 @@
+"""Commands about bots and their logs."""
+
+from contracts.bot import (
+    AddBot,
+    AddExchangeToBot,
+    BotExchangeView,
+    BotLogRef,
+    BotView,
+    SaveBotLog,
+)
+from service.registry import CommandTable
+from service.unit_of_work import UnitOfWork
+
+handlers = CommandTable()
+
+
+@handlers.handles(AddBot)
+async def add_bot(command: AddBot, work: UnitOfWork) -> BotView:
+    return BotView.model_validate(await work.bots.add_bot(command.model_dump()))
+
+
+@handlers.handles(AddExchangeToBot)
+async def add_exchange_to_bot(command: AddExchangeToBot, work: UnitOfWork) -> BotExchangeView:
+    values = command.model_dump(exclude_unset=True, exclude={"bot_id"})
+    return BotExchangeView.model_validate(await work.bots.add_exchange_to_bot(command.bot_id, values))
+
+
+@handlers.handles(SaveBotLog)
+async def save_bot_log(command: SaveBotLog, work: UnitOfWork) -> BotLogRef:
+    return BotLogRef.model_validate(await work.bots.save_bot_log(command.model_dump(exclude_none=True)))

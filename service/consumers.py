@@ -1,0 +1,242 @@
+"""Takes commands and lookups from the broker and settles them. The one module that knows FastStream.
+
+A delivery only joins its lane's buffer. Behind it one task takes what has arrived, up to a batch, has it committed
+and acknowledges the batch in one frame. While a batch is being committed the next one collects, so batches grow with
+the load and nobody waits when there is none.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aio_pika import IncomingMessage
+from faststream import AckPolicy
+from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+from faststream.rabbit.subscriber import RabbitSubscriber
+
+from contracts.amqp import BROKEN_LINK, lost_links_as_errors
+from contracts.base import Reply
+from service.config import Settings
+from service.errors import is_transient
+from service.executor import Executor
+from service.observability import BATCH_SECONDS, BATCH_SIZE, LANE_WAITING, OUTAGES
+from service.publisher import Publisher
+from service.received import Received
+
+log = structlog.get_logger()
+
+Receive = Callable[[IncomingMessage], Awaitable[None]]
+
+
+class Lane:
+    """A queue of commands and the one task that carries them out in order."""
+
+    def __init__(
+        self,
+        queue: str,
+        executor: Executor,
+        publisher: Publisher,
+        *,
+        batch_size: int,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``committed`` is called after each commit: there may be events to publish."""
+        self.queue = queue
+        self.is_held = False
+        """Whether an outage keeps the lane from committing."""
+        self._executor = executor
+        self._publisher = publisher
+        self._batch_size = batch_size
+        self._committed = committed
+        self._arrived: deque[IncomingMessage] = deque()
+        self._not_empty = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def receive(self, message: IncomingMessage) -> None:
+        """Take a delivery. Nothing is awaited, so deliveries stay in the order they came in."""
+        self._arrived.append(message)
+        self._idle.clear()
+        self._not_empty.set()
+
+    async def run(self) -> None:
+        """Carry out what arrives until cancelled."""
+        while True:
+            await self._not_empty.wait()
+            batch = self._take()
+            if batch:
+                await self._carry_out(batch)
+            if not self._arrived:
+                self._not_empty.clear()
+                self._idle.set()
+            LANE_WAITING.labels(lane=self.queue).set(len(self._arrived))
+
+    async def finish(self) -> None:
+        """Return when everything taken so far is settled."""
+        await self._idle.wait()
+
+    def _take(self) -> list[IncomingMessage]:
+        size = min(len(self._arrived), self._batch_size)
+        batch = [self._arrived.popleft() for _ in range(size)]
+        # What a broken channel delivered cannot be acknowledged any more; it comes again, in order, on the next one.
+        return [message for message in batch if not message.channel.is_closed]
+
+    async def _carry_out(self, batch: list[IncomingMessage]) -> None:
+        started = time.perf_counter()
+        received = [read_delivery(message) for message in batch]
+        replies = await self._until_committed(received)
+        BATCH_SECONDS.labels(lane=self.queue).observe(time.perf_counter() - started)
+        BATCH_SIZE.labels(lane=self.queue).observe(len(batch))
+        self._committed()
+        for command, reply in zip(received, replies, strict=True):
+            if command.answerable is not None:
+                await self._publisher.answer(command.answerable, command.correlation_id, reply)
+        await _acknowledge(batch)
+
+    async def _until_committed(self, batch: list[Received]) -> list[Reply]:
+        """An outage is never the messages' fault: hold them and try again until the database answers."""
+        pause = 0.05
+        while True:
+            try:
+                replies = await self._executor.execute(batch)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                self.is_held = True
+                OUTAGES.labels(lane=self.queue).inc()
+                log.warning("batch_held", lane=self.queue, size=len(batch), error=type(error).__name__)
+                await asyncio.sleep(random.uniform(pause / 2, pause))
+                pause = min(pause * 2, 1.0)
+            else:
+                self.is_held = False
+                return replies
+
+
+async def _acknowledge(batch: list[IncomingMessage]) -> None:
+    """Settle a committed batch: everything up to its last delivery, which is all that is open on its channel.
+
+    A lane has a channel of its own and settles in order of delivery, so no other message hides behind that tag.
+    """
+    last = {message.channel: message.delivery_tag for message in batch}
+    for channel, tag in last.items():
+        if tag is None or channel.is_closed:
+            continue
+        try:
+            with lost_links_as_errors():
+                await channel.basic_ack(tag, multiple=True, wait=False)
+        except BROKEN_LINK:
+            log.info("acknowledgement_lost", messages=len(batch))  # redelivered, and found in the inbox
+
+
+def read_delivery(message: IncomingMessage) -> Received:
+    """What a delivery says, with nothing in it that a database or a log could not hold."""
+    return Received(
+        command=_text(message.routing_key),
+        body=message.body,
+        message_id=_text(message.message_id) or None,
+        type=_text(message.type) or None,
+        content_type=_text(message.content_type) or None,
+        content_encoding=_text(message.content_encoding) or None,
+        reply_to=_text(message.reply_to) or None,
+        correlation_id=_text(message.correlation_id) or None,
+        user_id=_text(message.user_id) or None,
+        app_id=_text(message.app_id) or None,
+        redelivered=bool(message.redelivered),
+        headers=_plain(dict(message.headers)),
+    )
+
+
+def _text(value: Any) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A header value as JSON can hold it, cut where it gets deep or long."""
+    if depth > 8:  # noqa: PLR2004 - nobody nests headers deeper in earnest
+        return "..."
+    if isinstance(value, dict):
+        return {_text(name)[:255]: _plain(part, depth + 1) for name, part in list(value.items())[:100]}
+    if isinstance(value, list):
+        return [_plain(part, depth + 1) for part in value[:100]]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):  # noqa: PLR0124
+        return str(value)
+    return value if isinstance(value, int | float | bool | None) else _text(value)[:1_000]
+
+
+class Consumers:
+    """The service's subscriptions at the broker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._broker = RabbitBroker(
+            settings.rabbitmq_url.get_secret_value(),
+            client_properties={"heartbeat": settings.rabbitmq_heartbeat},
+            reconnect_interval=0.5,
+            timeout=5.0,
+            graceful_timeout=settings.shutdown_timeout,
+            # The URL holds a password; the document that would show it is not FastStream's here.
+            specification_url="amqp://broker",
+            apply_types=False,
+            logger=None,
+        )
+        self._subscribers: dict[str, RabbitSubscriber] = {}
+
+    def subscribe(self, queue: str, receive: Receive, *, prefetch: int) -> None:
+        """Have ``receive`` called with each delivery of a queue that exists, on a channel of its own."""
+        subscriber = self._broker.subscriber(
+            RabbitQueue(queue, declare=False, durable=True),
+            channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+        )
+        subscriber(_never_called)
+        # FastStream would run its whole pipeline per message (middlewares, context, dependency injection). A lane
+        # needs none of it: deliveries go straight to it, while FastStream keeps connection, channel and subscription.
+        subscriber.consume = receive  # type: ignore[method-assign, assignment]
+        self._subscribers[queue] = subscriber
+
+    async def start(self) -> None:
+        await self._broker.start()
+
+    async def stop_intake(self) -> None:
+        """Cancel the subscriptions and keep the channels, so that what was delivered can still be settled."""
+        for subscriber in self._subscribers.values():
+            queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - tested in test_consumers
+            subscriber._consumer_tag = None  # noqa: SLF001
+            if queue is not None and tag is not None:
+                with suppress(*BROKEN_LINK), lost_links_as_errors():
+                    await queue.cancel(tag, timeout=2)
+
+    async def stop(self) -> None:
+        """Close channels and connection."""
+        with suppress(*BROKEN_LINK), lost_links_as_errors():
+            async with asyncio.timeout(3):
+                await self._broker.stop()
+
+    async def missing(self) -> list[str]:
+        """Queues without a living subscription of ours, as the client library sees it."""
+        return [name for name, subscriber in self._subscribers.items() if not await _is_subscribed(subscriber)]
+
+
+async def _is_subscribed(subscriber: RabbitSubscriber) -> bool:
+    queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - tested in test_consumers
+    if queue is None or tag is None:
+        return False
+    try:
+        with lost_links_as_errors():
+            async with asyncio.timeout(1):
+                channel = await queue.channel.get_underlay_channel()
+    except BROKEN_LINK:
+        return False
+    return not channel.is_closed and tag in getattr(channel, "consumers", ())
+
+
+async def _never_called() -> None:
+    """What FastStream asks for before it subscribes."""

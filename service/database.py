@@ -1,0 +1,78 @@
+"""Engine, sessions, and the transaction they stand for."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from service.config import Settings
+
+SessionMaker = async_sessionmaker[AsyncSession]
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the database is, with the asyncpg driver."""
+    return make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
+
+
+def build_engine(settings: Settings, *, application_name: str = "persistence") -> AsyncEngine:
+    """A pooled engine whose every wait has an end.
+
+    The caller disposes of it.
+    """
+    return create_async_engine(
+        database_url(settings),
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_pool_max_overflow,
+        pool_recycle=settings.db_pool_recycle,
+        pool_pre_ping=settings.db_pool_pre_ping,
+        pool_timeout=settings.db_pool_timeout,
+        # Parameters of a failing statement would put users' data into logs.
+        hide_parameters=True,
+        connect_args={
+            "timeout": settings.db_connect_timeout,
+            "command_timeout": settings.db_command_timeout,
+            "server_settings": {
+                "application_name": application_name,
+                "jit": "off",
+                "statement_timeout": str(round(settings.db_command_timeout * 2_000)),
+                "idle_in_transaction_session_timeout": "10000",
+                "lock_timeout": "4000",
+                "tcp_keepalives_idle": "5",
+                "tcp_keepalives_interval": "2",
+                "tcp_keepalives_count": "3",
+                "tcp_user_timeout": "10000",
+            },
+        },
+    )
+
+
+def build_session_maker(engine: AsyncEngine) -> SessionMaker:
+    """Sessions whose objects stay readable after the commit; nothing is loaded behind one's back."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+@lru_cache(maxsize=1)
+def get_engine() -> AsyncEngine:
+    """The engine of this process, made from the environment at the first call."""
+    return build_engine(Settings.read())
+
+
+@lru_cache(maxsize=1)
+def get_async_session_maker() -> SessionMaker:
+    """Makes sessions on `get_engine`."""
+    return build_session_maker(get_engine())
+
+
+@asynccontextmanager
+async def get_async_session() -> AsyncIterator[AsyncSession]:
+    """One transaction: committed at the end, rolled back on an exception. An explicit commit inside is fine."""
+    async with get_async_session_maker()() as session:
+        try:
+            yield session
+        except BaseException:
+            await session.rollback()
+            raise
+        await session.commit()

@@ -1,0 +1,149 @@
+"""Refused commands: kept with their reason and without their secrets, announced, replayed, discarded."""
+
+import json
+import re
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from contracts.errors import Refusal
+from contracts.rejection import CommandRejected, RejectionView
+from service.inbox import payload_hash
+from service.models import DeadLetter
+from service.outbox import record
+from service.received import Received
+
+REDACTED: Final = "***"
+_SECRETS: Final = frozenset(
+    {"password", "password_hash", "f2a", "api_key", "api_secret", "passphrase", "secret", "token", "private_key"}
+)
+# For bodies that are no JSON: the value behind such a name, ended or cut off.
+_SECRET_TEXT: Final = re.compile(
+    rb'("(?:' + b"|".join(sorted(name.encode() for name in _SECRETS)) + rb')"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^",}\]]+)',
+    re.IGNORECASE,
+)
+_KEPT_BYTES: Final = 1024 * 1024
+
+
+async def add(session: AsyncSession, received: Received, refusal: Refusal) -> None:
+    """Keep a refused command and announce it, in the transaction of its batch.
+
+    A redelivery of the same message is the same dead letter; it is announced once.
+    """
+    kept, complete = _presentable(received)
+    letter = await session.scalar(
+        insert(DeadLetter)
+        .values(
+            message_id=received.message_id,
+            command=received.command,
+            code=refusal.code.value,
+            field=refusal.field,
+            reason=refusal.message,
+            body=kept,
+            body_size=len(received.body),
+            body_hash=payload_hash(received.command, received.body),
+            complete=complete,
+            properties=redact(received.properties),
+        )
+        .on_conflict_do_nothing(index_elements=["message_id", "body_hash"])
+        .returning(DeadLetter)
+    )
+    if letter is None:
+        return
+    record(
+        session,
+        CommandRejected,
+        after=RejectionView(
+            dead_letter_id=letter.dead_letter_id,
+            message_id=letter.message_id,
+            command=letter.command,
+            code=refusal.code,
+            field=refusal.field,
+            reason=refusal.message,
+            user_id=received.user_id,
+            app_id=received.app_id,
+            received_at=letter.received_at,
+        ),
+    )
+
+
+async def refused_again(session: AsyncSession, received: Received, refusal: Refusal) -> None:
+    """Note that a replay was refused too: the dead letter is open again, with the newest reason."""
+    await session.execute(
+        _of(received).values(
+            state="open",
+            resolved_at=None,
+            code=refusal.code.value,
+            field=refusal.field,
+            reason=refusal.message,
+            attempts=DeadLetter.attempts + 1,
+        )
+    )
+
+
+async def resolved(session: AsyncSession, received: Received) -> None:
+    """Note that a replay succeeded."""
+    await session.execute(_of(received).values(state="replayed", resolved_at=func.now()))
+
+
+def _of(received: Received) -> Any:
+    return update(DeadLetter).where(
+        DeadLetter.message_id == received.message_id,
+        DeadLetter.body_hash == payload_hash(received.command, received.body),
+    )
+
+
+async def find(
+    session: AsyncSession, *, state: str | None = "open", command: str | None = None, limit: int = 100
+) -> list[DeadLetter]:
+    """Dead letters, oldest first."""
+    query = select(DeadLetter).order_by(DeadLetter.dead_letter_id).limit(limit)
+    if state is not None:
+        query = query.where(DeadLetter.state == state)
+    if command is not None:
+        query = query.where(DeadLetter.command == command)
+    return list(await session.scalars(query))
+
+
+async def discard(session: AsyncSession, dead_letter_id: int) -> bool:
+    """Close an open dead letter without carrying it out; False if it is not open."""
+    closed = await session.scalar(
+        update(DeadLetter)
+        .where(DeadLetter.dead_letter_id == dead_letter_id, DeadLetter.state == "open")
+        .values(state="discarded", resolved_at=func.now())
+        .returning(DeadLetter.dead_letter_id)
+    )
+    return closed is not None
+
+
+def _presentable(received: Received) -> tuple[bytes, bool]:
+    """The body as it may be kept, and whether it is all of it."""
+    if received.content_encoding not in (None, "", "identity", "utf-8"):
+        return b"", False  # whatever is packed in there may hold a secret, and it is never unpacked
+    try:
+        fields = json.loads(received.body)
+    except (ValueError, RecursionError):
+        kept = _SECRET_TEXT.sub(rb'\1"' + REDACTED.encode() + b'"', received.body)
+    else:
+        redacted = redact(fields)
+        kept = received.body if redacted == fields else json.dumps(redacted, ensure_ascii=False).encode()
+    return kept[:_KEPT_BYTES], kept == received.body and len(kept) <= _KEPT_BYTES
+
+
+def redact(value: Any) -> Any:
+    """The same structure with the values of secret names replaced."""
+    if isinstance(value, dict):
+        return {
+            name: REDACTED if str(name).lower() in _SECRETS and part is not None else redact(part)
+            for name, part in value.items()
+        }
+    if isinstance(value, list):
+        return [redact(part) for part in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd")
+    return value if isinstance(value, int | float | bool | None) else str(value)

@@ -1,0 +1,117 @@
+"""Answers lookups, from the cache where it can."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+from aio_pika import IncomingMessage
+
+from contracts.amqp import BROKEN_LINK, lost_links_as_errors
+from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
+from contracts.errors import ErrorCode, Refusal
+from contracts.leased_cache import LeasedCache
+from service.consumers import read_delivery
+from service.database import SessionMaker
+from service.errors import is_transient, refusal_for
+from service.lookups import ANSWERS
+from service.observability import LOOKUP_SECONDS, LOOKUPS_ANSWERED
+from service.publisher import Publisher
+from service.received import Received
+from service.registry import Answer
+from service.unit_of_work import UnitOfWork
+
+log = structlog.get_logger()
+
+_AT_ONCE: Final = 100
+"""Lookups that may be at the database at the same time; more would only wait for its connections."""
+
+
+class LookupServer:
+    """Reads a question, gives an answer; never writes."""
+
+    def __init__(
+        self,
+        sessions: SessionMaker,
+        cache: LeasedCache,
+        publisher: Publisher,
+        answers: Mapping[type[Lookup[Any]], Answer] = ANSWERS,
+    ) -> None:
+        self._sessions = sessions
+        self._cache = cache
+        self._publisher = publisher
+        self._answers = answers
+        self._loading = asyncio.Semaphore(_AT_ONCE)
+        self._open = 0
+
+    async def receive(self, message: IncomingMessage) -> None:
+        """Answer one delivery. It is acknowledged first: a lookup that gets lost is asked again."""
+        self._open += 1
+        try:
+            with suppress(*BROKEN_LINK), lost_links_as_errors():
+                await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
+            received = read_delivery(message)
+            reply = await self.reply(received)
+            if received.answerable is not None:
+                await self._publisher.answer(received.answerable, received.correlation_id, reply)
+        finally:
+            self._open -= 1
+
+    async def finish(self) -> None:
+        """Return when every lookup taken so far is answered."""
+        while self._open:  # noqa: ASYNC110 - for a shutdown a short poll is enough
+            await asyncio.sleep(0.01)
+
+    async def reply(self, received: Received) -> bytes:
+        """The reply to a question, whatever becomes of it."""
+        started = time.perf_counter()
+        name = received.command if received.command in LOOKUP_TYPES else "unknown"
+        try:
+            lookup = received.read_as(LOOKUP_TYPES)
+            assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
+            data = await self.answer(lookup)
+        except Exception as error:  # noqa: BLE001 - every question gets an answer
+            refusal = _refusal(received, error)
+            LOOKUPS_ANSWERED.labels(lookup=name, outcome=refusal.code.value).inc()
+            body = ErrorBody(
+                code=refusal.code, message=refusal.message, field=refusal.field, retryable=refusal.retryable
+            )
+            return Reply(ok=False, error=body).model_dump_json(exclude_none=True).encode()
+        LOOKUPS_ANSWERED.labels(lookup=name, outcome="ok").inc()
+        LOOKUP_SECONDS.labels(lookup=name).observe(time.perf_counter() - started)
+        # A cached answer is passed on as the bytes it is, neither read nor written again.
+        return b'{"ok":true,"data":' + data + b',"meta":{}}'
+
+    async def answer(self, lookup: Lookup[Any]) -> bytes:
+        """The answer as JSON."""
+        answer = self._answers[type(lookup)]
+        if answer.source is not None and answer.derive is not None:
+            source = answer.source(lookup)
+            value = answer_adapter(type(source)).validate_json(await self.answer(source))
+            return _dump(lookup, answer.derive(value))
+        if answer.key is None:
+            return await self._load(lookup, answer)
+        return await self._cache.get(answer.key(lookup), lambda: self._load(lookup, answer))
+
+    async def _load(self, lookup: Lookup[Any], answer: Answer) -> bytes:
+        assert answer.load is not None  # noqa: S101 - what is not derived is loaded
+        async with self._loading, self._sessions() as session:
+            # A transaction of its own, begun now: what it reads is not older than the question.
+            await session.connection(execution_options={"postgresql_readonly": True})
+            return _dump(lookup, await answer.load(lookup, UnitOfWork(session)))
+
+
+def _dump(lookup: Lookup[Any], value: Any) -> bytes:
+    return answer_adapter(type(lookup)).dump_json(value)
+
+
+def _refusal(received: Received, error: Exception) -> Refusal:
+    if (refusal := refusal_for(error)) is not None:
+        return refusal
+    if is_transient(error):
+        log.warning("lookup_unavailable", lookup=received.command, error=type(error).__name__)
+        return Refusal(ErrorCode.UNAVAILABLE, "the database does not answer; ask again", retryable=True)
+    log.error("lookup_failed", lookup=received.command, exc_info=error)
+    return Refusal(ErrorCode.INTERNAL, "the service failed on this lookup; its log says where")

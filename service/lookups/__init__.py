@@ -1,0 +1,16 @@
+"""The table of contents: every lookup and how it is answered."""
+
+from typing import Any
+
+from contracts.base import Lookup
+from service.lookups import bot, order, symbol, trade
+from service.registry import Answer
+
+ANSWERS: dict[type[Lookup[Any]], Answer] = {
+    **symbol.lookups.answers_by_lookup,
+    **bot.lookups.answers_by_lookup,
+    **order.lookups.answers_by_lookup,
+    **trade.lookups.answers_by_lookup,
+}
+
+__all__ = ["ANSWERS"]

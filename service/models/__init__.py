@@ -1,0 +1,29 @@
+"""Every table. Importing this module registers them all with the metadata."""
+
+from service.models.bot import Bot, BotExchange, BotLog
+from service.models.exchange import CatExchange, CatExchangeParam, Exchange
+from service.models.messaging import DeadLetter, EventStream, InboxMessage, OutboxEvent, RelayLease
+from service.models.order import OPEN_STATUSES, Order
+from service.models.symbol import Symbol
+from service.models.trade import Trade
+from service.models.user import RoleEnum, User
+
+__all__ = [
+    "OPEN_STATUSES",
+    "Bot",
+    "BotExchange",
+    "BotLog",
+    "CatExchange",
+    "CatExchangeParam",
+    "DeadLetter",
+    "EventStream",
+    "Exchange",
+    "InboxMessage",
+    "Order",
+    "OutboxEvent",
+    "RelayLease",
+    "RoleEnum",
+    "Symbol",
+    "Trade",
+    "User",
+]

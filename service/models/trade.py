@@ -1,0 +1,75 @@
+"""Trades."""
+
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    String,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.base import Base
+
+
+class Trade(Base):
+    """An execution on an exchange. Never changed, never dropped."""
+
+    __tablename__ = "trades"
+
+    trade_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    ex_trade_id: Mapped[str | None] = mapped_column(String(64))
+    order_id: Mapped[int | None] = mapped_column(BigInteger)
+    ex_order_id: Mapped[str | None] = mapped_column(String(64))
+    bot_id: Mapped[int | None]
+    uid: Mapped[int] = mapped_column(ForeignKey("users.uid", ondelete="CASCADE"))
+    ex_id: Mapped[int]
+    cat_ex_id: Mapped[int]
+    symbol_id: Mapped[int]
+    side: Mapped[str] = mapped_column(String(4))
+    size: Mapped[Decimal]
+    price: Mapped[Decimal]
+    cost: Mapped[Decimal]
+    fee: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    fee_currency: Mapped[str | None] = mapped_column(String(20))
+    leverage: Mapped[Decimal] = mapped_column(server_default=text("1"))
+    roi: Mapped[Decimal | None]
+    roi_pct: Mapped[Decimal | None]
+    timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
+    recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    row_version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+
+    __table_args__ = (
+        ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="SET NULL (bot_id)"),
+        ForeignKeyConstraint(["ex_id", "uid"], ["exchanges.ex_id", "exchanges.uid"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["ex_id", "cat_ex_id"], ["exchanges.ex_id", "exchanges.cat_ex_id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
+        ),
+        ForeignKeyConstraint(["order_id", "uid"], ["orders.order_id", "orders.uid"], ondelete="SET NULL (order_id)"),
+        CheckConstraint("side IN ('buy', 'sell')", name="side"),
+        CheckConstraint("size > 0 AND size < 'Infinity'", name="size"),
+        CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
+        CheckConstraint("leverage > 0 AND leverage < 'Infinity'", name="leverage"),
+        CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
+        # The one key that makes a trade unique for ever, whatever message it came in.
+        Index(
+            "uq_trades_ex_id_ex_trade_id",
+            "ex_id",
+            "ex_trade_id",
+            unique=True,
+            postgresql_where=text("ex_trade_id IS NOT NULL"),
+        ),
+        Index("ix_trades_newest_of_user", "uid", text("timestamp DESC"), text("trade_id DESC")),
+        Index("ix_trades_newest_of_bot", "bot_id", text("timestamp DESC"), text("trade_id DESC")),
+        Index(None, "order_id"),
+        Index("ix_trades_symbol_id", "symbol_id", "timestamp"),
+    )

@@ -1,0 +1,52 @@
+"""Users."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from sqlalchemy import CheckConstraint, Enum, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from service.base import Base, Versioned
+
+
+class RoleEnum(StrEnum):
+    ADMIN = "ADMIN"
+    USER = "USER"
+
+
+class User(Versioned, Base):
+    """Who owns exchange accounts and bots."""
+
+    __tablename__ = "users"
+    secrets: ClassVar[frozenset[str]] = frozenset({"password", "f2a"})
+
+    uid: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    mail: Mapped[str] = mapped_column(String(80))
+    password: Mapped[str | None] = mapped_column(String(255))
+    """A hash, never the password. Without one the user cannot log in."""
+    f2a: Mapped[str] = mapped_column(Text, server_default="")
+    role: Mapped[RoleEnum] = mapped_column(
+        Enum(RoleEnum, native_enum=False, create_constraint=True, length=10, name="role"),
+        server_default=RoleEnum.USER.value,
+    )
+    name: Mapped[str] = mapped_column(String(50), server_default="")
+    lastname: Mapped[str] = mapped_column(String(50), server_default="")
+    phone: Mapped[str] = mapped_column(String(20), server_default="")
+    id_num: Mapped[str] = mapped_column(String(15), server_default="")
+    note: Mapped[str | None] = mapped_column(Text)
+    manager: Mapped[int | None] = mapped_column(ForeignKey("users.uid", ondelete="SET NULL"), index=True)
+    external_id: Mapped[str | None] = mapped_column(String(64), unique=True)
+    timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+
+    manager_user: Mapped["User | None"] = relationship(
+        remote_side="User.uid", back_populates="managed_users", lazy="raise"
+    )
+    managed_users: Mapped[list["User"]] = relationship(back_populates="manager_user", lazy="raise")
+
+    __table_args__ = (
+        # One mail address is one user, however it is capitalized.
+        Index("uq_users_lower_mail", func.lower(mail), unique=True),
+        CheckConstraint("manager <> uid", name="manager_is_another"),
+    )

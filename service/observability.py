@@ -1,0 +1,93 @@
+"""Logs and metrics: how they look, and every metric's name in one place."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+COMMANDS_HANDLED = Counter(
+    "persistence_commands_total",
+    "Commands handled, by outcome: done, duplicate, or the code of the refusal.",
+    ["command", "outcome"],
+    registry=REGISTRY,
+)
+BATCH_SIZE = Histogram(
+    "persistence_batch_size",
+    "Commands committed together.",
+    ["lane"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    registry=REGISTRY,
+)
+BATCH_SECONDS = Histogram(
+    "persistence_batch_seconds", "From taking a batch up to its commit.", ["lane"], registry=REGISTRY
+)
+LANE_WAITING = Gauge(
+    "persistence_lane_waiting", "Commands taken from the broker and not committed yet.", ["lane"], registry=REGISTRY
+)
+OUTAGES = Counter(
+    "persistence_held_batches_total", "Attempts to commit that failed for an outage.", ["lane"], registry=REGISTRY
+)
+LOOKUPS_ANSWERED = Counter(
+    "persistence_lookups_total",
+    "Lookups answered, by outcome: ok or the code of the refusal.",
+    ["lookup", "outcome"],
+    registry=REGISTRY,
+)
+LOOKUP_SECONDS = Histogram("persistence_lookup_seconds", "Time to answer a lookup.", ["lookup"], registry=REGISTRY)
+CACHE_REQUESTS = Counter(
+    "persistence_cache_requests_total",
+    "Reads through the cache, by result: hit, miss, or bypass when Redis does not answer.",
+    ["result"],
+    registry=REGISTRY,
+)
+EVENTS_PUBLISHED = Counter("persistence_events_published_total", "Events confirmed.", ["type"], registry=REGISTRY)
+OUTBOX_LAG = Gauge(
+    "persistence_outbox_lag_seconds", "Age of the oldest event that is not published.", registry=REGISTRY
+)
+RELAY_LEADER = Gauge("persistence_relay_leader", "1 while this instance publishes.", registry=REGISTRY)
+
+
+def configure_logging(level: str, style: str) -> None:
+    """JSON lines on stdout, or coloured lines on a terminal; ``style`` is auto, json or console."""
+    console = style == "console" or (style == "auto" and sys.stdout.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _one_line,
+    ]
+    renderer = (
+        [structlog.dev.ConsoleRenderer()]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_without_record, *renderer])
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _without_record(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.pop("_record", None)
+    event.pop("_from_structlog", None)
+    return event
+
+
+def _one_line(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Control characters of senders must not make lines of their own or colour a terminal."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = value.encode("unicode_escape").decode()
+    return event

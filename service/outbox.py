@@ -1,0 +1,120 @@
+"""Change events of a transaction: recorded by repositories, written with the commit, published by the relay.
+
+Recorded changes wait in the session and become outbox rows in one go just before the commit. By then the
+transaction holds all its row locks, so whoever changes a row next gets higher outbox ids: ordering by id gives the
+events of each row in version order, without any watermark.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import event as sqlalchemy_events
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from contracts.base import Change, Event, V
+from contracts.topology import MAX_CHANGES_PER_EVENT, MAX_EVENT_BYTES
+from service.models import OutboxEvent
+
+_PENDING: Final = "pending_changes"
+_MARKS: Final = "pending_changes_at_savepoint"
+_CAUSE: Final = "causation_id"
+
+
+@dataclass(frozen=True)
+class PendingChange:
+    """A change that waits for its transaction to commit."""
+
+    event: type[Event[Any]]
+    body: str
+    stale_keys: list[str]
+    causation_id: UUID | None
+
+
+def set_cause(session: AsyncSession, message_id: UUID | None) -> None:
+    """Attribute what is recorded from here on to this message."""
+    session.info[_CAUSE] = message_id
+
+
+def record(session: AsyncSession, event: type[Event[V]], *, before: V | None = None, after: V | None = None) -> None:
+    """Announce a change when ``session`` commits, and only then.
+
+    Call it after the row was locked and flushed. ``before`` is None for a new row, ``after`` for a deleted one.
+    """
+    image = after if after is not None else before
+    if image is None:
+        raise ValueError("a change has an image before or after it")
+    old = before.model_dump(mode="json") if before is not None else None
+    new = after.model_dump(mode="json") if after is not None else None
+    fields = (new or old or {}).keys()
+    change = {
+        "key": {name: getattr(image, name) for name in event.key_fields},
+        "version": getattr(image, "row_version", 1) + (after is None),
+        "before": old,
+        "after": new,
+        "changed": [name for name in fields if old is None or new is None or old[name] != new[name]],
+    }
+    pending = PendingChange(
+        event=event,
+        body=json.dumps(change, separators=(",", ":"), ensure_ascii=False),
+        stale_keys=event.stale_keys_of([Change(key={}, version=0, before=before, after=after)]),
+        causation_id=session.info.get(_CAUSE),
+    )
+    session.info.setdefault(_PENDING, []).append(pending)
+
+
+@sqlalchemy_events.listens_for(Session, "before_commit")
+def _write(session: Session) -> None:
+    changes: list[PendingChange] = session.info.get(_PENDING, [])
+    if not changes or session.in_nested_transaction():
+        return
+    session.flush()
+    session.execute(insert(OutboxEvent), [_row(run) for run in _runs(changes)])
+    changes.clear()
+
+
+@sqlalchemy_events.listens_for(Session, "after_transaction_create")
+def _mark(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.info.setdefault(_MARKS, {})[transaction] = len(session.info.get(_PENDING, []))
+
+
+@sqlalchemy_events.listens_for(Session, "after_transaction_end")
+def _forget_mark(session: Session, transaction: SessionTransaction) -> None:
+    session.info.get(_MARKS, {}).pop(transaction, None)
+
+
+@sqlalchemy_events.listens_for(Session, "after_soft_rollback")
+def _drop(session: Session, previous: SessionTransaction) -> None:
+    """What a rolled back transaction or savepoint changed is not announced."""
+    kept = session.info.get(_MARKS, {}).get(previous, 0) if previous.nested else 0
+    del session.info.get(_PENDING, [])[kept:]
+
+
+def _runs(changes: Iterable[PendingChange]) -> Iterator[list[PendingChange]]:
+    """Changes of one type that stand next to each other, as many as one event may carry."""
+    for _, same_type in groupby(changes, key=lambda change: change.event):
+        run: list[PendingChange] = []
+        size = 0
+        for change in same_type:
+            if run and (len(run) == MAX_CHANGES_PER_EVENT or size + len(change.body) > MAX_EVENT_BYTES):
+                yield run
+                run, size = [], 0
+            run.append(change)
+            size += len(change.body)
+        yield run
+
+
+def _row(run: list[PendingChange]) -> dict[str, Any]:
+    causes = (change.causation_id for change in run if change.causation_id is not None)
+    return {
+        "type": run[0].event.wire_name,
+        "causation_ids": list(dict.fromkeys(causes)),
+        "changes": f"[{','.join(change.body for change in run)}]",
+        "stale_keys": list(dict.fromkeys(key for change in run for key in change.stale_keys)),
+    }

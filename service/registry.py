@@ -1,0 +1,95 @@
+"""Who handles which command and who answers which lookup. Data only; `consumers` and `lookup_server` act on it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from contracts.base import Command, Lookup, R
+from service.unit_of_work import UnitOfWork
+
+C = TypeVar("C", bound=Command[Any])
+L = TypeVar("L", bound=Lookup[Any])
+Q = TypeVar("Q")
+
+
+@dataclass(frozen=True)
+class Existing(Generic[R]):
+    """What a handler returns when the command asked for what was there already: no change, no event."""
+
+    answer: R
+
+
+CommandHandler = Callable[[Any, UnitOfWork], Awaitable[Any]]
+LookupHandler = Callable[[Any, UnitOfWork], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a lookup is answered: by ``load``, kept in the cache under ``key`` where it has one.
+
+    A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry.
+    """
+
+    load: LookupHandler | None = None
+    key: Callable[[Any], str] | None = None
+    source: Callable[[Any], Lookup[Any]] | None = None
+    derive: Callable[[Any], Any] | None = None
+
+
+class CommandTable:
+    """The handlers of some commands."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[type[Command[Any]], CommandHandler] = {}
+
+    def handles(
+        self, command: type[Command[R]]
+    ) -> Callable[
+        [Callable[[Any, UnitOfWork], Awaitable[R | Existing[R]]]],
+        Callable[[Any, UnitOfWork], Awaitable[R | Existing[R]]],
+    ]:
+        """Register a plain function as the handler of ``command``; it stays callable as it is."""
+
+        def register(
+            handler: Callable[[Any, UnitOfWork], Awaitable[R | Existing[R]]],
+        ) -> Callable[[Any, UnitOfWork], Awaitable[R | Existing[R]]]:
+            if command in self.handlers:
+                raise TypeError(f"{command.__name__} has two handlers")
+            self.handlers[command] = handler
+            return handler
+
+        return register
+
+
+class LookupTable:
+    """The answers of some lookups."""
+
+    def __init__(self) -> None:
+        self.answers_by_lookup: dict[type[Lookup[Any]], Answer] = {}
+
+    def answers(
+        self, lookup: type[Lookup[R]], *, cached_under: Callable[[Any], str] | None = None
+    ) -> Callable[[Callable[[Any, UnitOfWork], Awaitable[R]]], Callable[[Any, UnitOfWork], Awaitable[R]]]:
+        """Register a plain function that answers ``lookup``, and under which key its answer may be cached."""
+
+        def register(load: Callable[[Any, UnitOfWork], Awaitable[R]]) -> Callable[[Any, UnitOfWork], Awaitable[R]]:
+            self._add(lookup, Answer(load=load, key=cached_under))
+            return load
+
+        return register
+
+    def derives(
+        self, lookup: type[Lookup[R]], source: Callable[[Any], Lookup[Q]]
+    ) -> Callable[[Callable[[Q], R]], Callable[[Q], R]]:
+        """Register a plain function that makes the answer of ``lookup`` out of the answer of ``source(lookup)``."""
+
+        def register(derive: Callable[[Q], R]) -> Callable[[Q], R]:
+            self._add(lookup, Answer(source=source, derive=derive))
+            return derive
+
+        return register
+
+    def _add(self, lookup: type[Lookup[Any]], answer: Answer) -> None:
+        if lookup in self.answers_by_lookup:
+            raise TypeError(f"{lookup.__name__} has two answers")
+        self.answers_by_lookup[lookup] = answer

@@ -1,0 +1,83 @@
+"""The version of the database's tables: which one it is at, which one this code needs, and how to get there."""
+
+from functools import cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service.config import Settings
+from service.database import database_url
+
+# One number for all instances that might migrate the same database at the same time.
+_ADVISORY_LOCK = 7_205_759_403_792_794
+
+
+def _folder() -> Path:
+    """The migrations: inside the package when installed from a wheel, beside it in a checkout."""
+    installed = Path(__file__).parent / "migrations"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "migrations"
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_folder()))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+@cache
+def head() -> str | None:
+    """The version this code needs."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+async def current(engine: AsyncEngine) -> str | None:
+    """The version the database is at, or None for an empty one."""
+    async with engine.connect() as connection:
+        return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+async def migrate(settings: Settings, revision: str = "head") -> tuple[str | None, str | None]:
+    """Bring the database to ``revision`` (or to ``base``, nothing), and give the versions before and after.
+
+    Two that try at the same time do it one after the other; the second finds nothing to do. Without time limits:
+    a migration of a big table takes what it takes.
+    """
+    engine = create_async_engine(
+        database_url(settings), poolclass=NullPool, connect_args={"timeout": settings.db_connect_timeout}
+    )
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+            await connection.commit()
+            try:
+                before = await connection.run_sync(_revision)
+                await connection.run_sync(_run, revision)
+                await connection.commit()
+                return before, await connection.run_sync(_revision)
+            finally:
+                await connection.rollback()
+                await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+                await connection.commit()
+    finally:
+        await engine.dispose()
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _run(connection: Connection, revision: str) -> None:
+    (command.downgrade if revision == "base" else command.upgrade)(_config(connection), revision)
+
+
+def is_partition(table: str | None) -> bool:
+    """Partitions come and go with time; the models know only what they are partitions of."""
+    return table is not None and "_p_" in table

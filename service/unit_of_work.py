@@ -1,0 +1,45 @@
+"""The repositories of one transaction, as handlers see them."""
+
+from functools import cached_property
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.repositories import (
+    BotRepository,
+    ExchangeRepository,
+    OrderRepository,
+    SymbolRepository,
+    TradeRepository,
+    UserRepository,
+)
+
+
+class UnitOfWork:
+    """All repositories on one session. Who made the session commits it; handlers and repositories never do."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    @cached_property
+    def users(self) -> UserRepository:
+        return UserRepository(self.session)
+
+    @cached_property
+    def exchanges(self) -> ExchangeRepository:
+        return ExchangeRepository(self.session)
+
+    @cached_property
+    def symbols(self) -> SymbolRepository:
+        return SymbolRepository(self.session)
+
+    @cached_property
+    def bots(self) -> BotRepository:
+        return BotRepository(self.session)
+
+    @cached_property
+    def orders(self) -> OrderRepository:
+        return OrderRepository(self.session)
+
+    @cached_property
+    def trades(self) -> TradeRepository:
+        return TradeRepository(self.session)
