@@ -11,6 +11,7 @@ import asyncio
 from functools import cache
 from typing import Final
 
+from sqlalchemy import ColumnCollectionConstraint, Index
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
@@ -87,7 +88,12 @@ def refusal_for(error: BaseException) -> Refusal | None:
 @cache
 def _columns_by_constraint() -> dict[str, str]:
     """The first column that each constraint and unique index is about."""
-    named = (item for table in Base.metadata.tables.values() for item in (*table.constraints, *table.indexes))
+    named: list[ColumnCollectionConstraint | Index] = [
+        item
+        for table in Base.metadata.tables.values()
+        for item in (*table.constraints, *table.indexes)
+        if isinstance(item, ColumnCollectionConstraint | Index)
+    ]
     return {str(item.name): item.columns[0].name for item in named if item.name and len(item.columns)}
 
 

@@ -1,0 +1,85 @@
+"""Things a test is not about, made by messages as a bot would."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from contracts import (
+    AddBot,
+    AddExchange,
+    AddExchangeToBot,
+    AddSymbol,
+    AddUser,
+    BotView,
+    CatExchangeView,
+    ExchangeView,
+    InstallExchange,
+    RecordTrade,
+    SymbolView,
+    UserView,
+)
+from contracts.base import Command
+from contracts.client import PersistenceClient, new_message_id
+from service.executor import Executor
+from service.received import Received
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A user with an account, a symbol listed there and a bot that may trade it."""
+
+    user: UserView
+    catalog: CatExchangeView
+    account: ExchangeView
+    symbol: SymbolView
+    bot: BotView
+
+    def trade(self, **changes: Any) -> RecordTrade:
+        """A trade of this desk's bot, unlike any other unless told so."""
+        fields: dict[str, Any] = {
+            "bot_id": self.bot.bot_id,
+            "uid": self.user.uid,
+            "ex_id": self.account.ex_id,
+            "symbol_id": self.symbol.symbol_id,
+            "side": "buy",
+            "size": "23.00000000",
+            "price": "0.00141342",
+            "ex_trade_id": secrets.token_hex(8),
+        }
+        return RecordTrade(**{**fields, **changes})
+
+
+async def a_desk(client: "PersistenceClient | Direct", *, symbol: str = "XRP/ETH") -> Desk:
+    """A desk of its own, set up from nothing by messages alone."""
+    name = secrets.token_hex(4)
+    user = await client.call(AddUser(mail=f"{name}@example.org"))
+    catalog = await client.call(InstallExchange(name=f"exchange {name}"))
+    account = await client.call(AddExchange(uid=user.uid, cat_ex_id=catalog.cat_ex_id, ex_name="main"))
+    listed = await client.call(AddSymbol(symbol=symbol, cat_ex_id=catalog.cat_ex_id))
+    bot = await client.call(AddBot(uid=user.uid, name="bot"))
+    await client.call(AddExchangeToBot(bot_id=bot.bot_id, ex_id=account.ex_id, trading_currency="ETH"))
+    return Desk(user, catalog, account, listed, bot)
+
+
+class Direct:
+    """Carries out commands without a broker in between."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    async def call(self, command: Command[Any]) -> Any:
+        """The answer to a command; fails the test if it is refused."""
+        [reply] = await self.executor.execute([received(command)])
+        assert reply.ok, reply.error
+        from contracts.base import answer_adapter
+
+        return answer_adapter(type(command)).validate_python(reply.data)
+
+
+def received(command: Command[Any], **properties: Any) -> Received:
+    """A command as the wire would bring it, asking for a reply."""
+    return Received(
+        command=command.wire_name,
+        body=command.model_dump_json(exclude_unset=True).encode(),
+        **{"message_id": str(new_message_id()), "reply_to": "test-replies", **properties},
+    )
