@@ -5,6 +5,7 @@ A subclass states its wire name; nothing is derived from a class name, so renami
 
 import builtins
 import json
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
@@ -202,9 +203,13 @@ def decode(message: type[Part], body: bytes) -> Any:
             ErrorCode.VALIDATION, f"JSON is nested {depth} deep; at most {MAX_JSON_DEPTH} is read", field="body"
         )
     try:
-        return message.model_validate_json(body, context=WIRE)
+        fast = message.model_validate_json(body, context=WIRE)
     except ValidationError:
         pass
+    else:
+        if len(_NAME.findall(body)) == len(fast.model_fields_set):
+            return fast
+        # More names than fields: nested ones, or one that stands there twice, of which pydantic takes the last.
     try:
         fields = json.loads(
             body, parse_float=JsonNumber, parse_constant=JsonNumber, object_pairs_hook=_without_duplicates
@@ -253,6 +258,7 @@ def nesting(body: bytes) -> int:
     return deepest
 
 
+_NAME: Final = re.compile(rb'"\s*:')
 _QUOTE: Final = ord('"')
 _BACKSLASH: Final = ord("\\")
 

@@ -105,6 +105,11 @@ Instant = Annotated[datetime, BeforeValidator(_only_text_or_instant), AfterValid
 def _storable(value: str) -> str:
     if "\x00" in value:
         raise ValueError("holds a NUL character, which PostgreSQL cannot store")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
     return value
 
 

@@ -11,10 +11,11 @@ import asyncio
 from functools import cache
 from typing import Final
 
-from sqlalchemy import ColumnCollectionConstraint, Index
+from sqlalchemy import Index
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.sql.schema import ColumnCollectionConstraint
 
 from contracts.errors import ErrorCode, Refusal
 from service.base import Base

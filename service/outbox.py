@@ -85,8 +85,10 @@ def _mark(session: Session, transaction: SessionTransaction) -> None:
 
 
 @sqlalchemy_events.listens_for(Session, "after_transaction_end")
-def _forget_mark(session: Session, transaction: SessionTransaction) -> None:
-    session.info.get(_MARKS, {}).pop(transaction, None)
+def _forget_marks(session: Session, transaction: SessionTransaction) -> None:
+    # Not a savepoint's own mark: its rollback is announced after its end.
+    if transaction.parent is None:
+        session.info.pop(_MARKS, None)
 
 
 @sqlalchemy_events.listens_for(Session, "after_soft_rollback")

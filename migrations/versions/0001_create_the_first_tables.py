@@ -4,8 +4,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from service.models.messaging import TransactionId
-
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -82,8 +80,8 @@ def upgrade() -> None:
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column(
             "transaction_id",
-            TransactionId(),
-            server_default=sa.text("pg_current_xact_id()"),
+            sa.BigInteger(),
+            server_default=sa.text("(pg_current_xact_id())::text::bigint"),
             nullable=False,
         ),
         sa.Column("occurred_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),

@@ -19,18 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.types import UserDefinedType
 
 from service.base import Base
-
-
-class TransactionId(UserDefinedType[str]):
-    """PostgreSQL's 64-bit transaction id, as text."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "xid8"
 
 
 class InboxMessage(Base):
@@ -59,7 +49,9 @@ class OutboxEvent(Base):
     """Given when a transaction has all its row locks, so it orders the events of each row."""
     event_id: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
     type: Mapped[str] = mapped_column(Text)
-    transaction_id: Mapped[str] = mapped_column(TransactionId, server_default=func.pg_current_xact_id())
+    transaction_id: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("(pg_current_xact_id())::text::bigint")
+    )
     occurred_at: Mapped[datetime] = mapped_column(server_default=func.now())
     causation_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
     changes: Mapped[str] = mapped_column(Text)
