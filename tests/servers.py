@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import asyncpg
-import docker
-from docker.errors import DockerException
 from testcontainers.core.container import DockerContainer
 
 from deploy.servers import URL_VARIABLES, Servers, running
@@ -37,19 +36,19 @@ def _report(line: str) -> None:
 
 
 def _images_can_be_had() -> bool:
-    # With a version given, making the client does not connect yet.
-    client = docker.from_env(version="1.41", timeout=10)
-    try:
-        client.ping()
-        for image in _IMAGES.values():
-            if not client.images.list(name=image):
-                _report(f"pulling {image}")
-                client.images.pull(image)
-    except (DockerException, OSError):
+    if not _succeeds("docker", "info", seconds=10):
         return False
-    finally:
-        client.close()
-    return True
+    return all(
+        _succeeds("docker", "image", "inspect", image, seconds=10) or _succeeds("docker", "pull", image, seconds=300)
+        for image in _IMAGES.values()
+    )
+
+
+def _succeeds(*command: str, seconds: float) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=seconds, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 @contextmanager
