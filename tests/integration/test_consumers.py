@@ -1,0 +1,179 @@
+"""Deliveries reach a lane in order, are settled in one frame, and never block the goodbye."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import aio_pika
+import pytest
+from aio_pika import IncomingMessage
+from aio_pika.abc import AbstractChannel
+from pamqp.common import FieldTable
+
+from contracts.base import Reply
+from contracts.topology import COMMANDS
+from contracts.topology import Lane as LaneName
+from service import topology
+from service.config import Settings
+from service.consumers import Consumers, Lane, read_delivery
+from service.executor import Executor
+from service.publisher import Publisher
+from service.received import Received
+
+
+class Recorder(Executor):
+    """Carries out nothing, and remembers in which batches it was asked to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def execute(self, batch: Sequence[Received]) -> list[Reply]:
+        await self.go_on.wait()
+        self.batches.append([message.body.decode() for message in batch])
+        return [Reply(ok=True) for _ in batch]
+
+
+@pytest.fixture
+async def channel(settings: Settings) -> AsyncIterator[AbstractChannel]:
+    connection = await aio_pika.connect(settings.rabbitmq_url.get_secret_value())
+    channel = await connection.channel()
+    await topology.declare(channel)
+    yield channel
+    await connection.close()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def lane(settings: Settings, recorder: Recorder) -> AsyncIterator[Lane]:
+    lane = Lane(LaneName.TRADING.queue, recorder, Publisher(settings), batch_size=10)
+    task = asyncio.create_task(lane.run())
+    yield lane
+    task.cancel()
+
+
+@pytest.fixture
+async def consumers(settings: Settings, lane: Lane, channel: AbstractChannel) -> AsyncIterator[Consumers]:
+    consumers = Consumers(settings)
+    consumers.subscribe(lane.queue, lane.receive, prefetch=100)
+    await consumers.start()
+    yield consumers
+    await consumers.stop()
+
+
+async def publish(channel: AbstractChannel, *bodies: str) -> None:
+    exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
+    for body in bodies:
+        await exchange.publish(aio_pika.Message(body.encode()), "record_trade")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def left_in(channel: AbstractChannel, lane: Lane) -> int:
+    queue = await channel.declare_queue(lane.queue, passive=True)
+    return queue.declaration_result.message_count or 0
+
+
+class TestLane:
+    async def test_takes_what_has_arrived_in_order_up_to_a_batch(
+        self, consumers: Consumers, lane: Lane, recorder: Recorder, channel: AbstractChannel
+    ) -> None:
+        recorder.go_on.clear()
+        await publish(channel, *(str(i) for i in range(25)))
+        await asyncio.sleep(0.2)
+
+        recorder.go_on.set()
+        await until(lambda: sum(map(len, recorder.batches)) == 25)
+
+        assert [body for batch in recorder.batches for body in batch] == [str(i) for i in range(25)]
+        assert max(map(len, recorder.batches)) == 10
+
+    async def test_acknowledges_what_is_committed_and_nothing_else(
+        self, consumers: Consumers, lane: Lane, recorder: Recorder, channel: AbstractChannel
+    ) -> None:
+        await publish(channel, "a", "b")
+        await until(lambda: sum(map(len, recorder.batches)) == 2)
+        await lane.finish()
+        recorder.go_on.clear()
+        await publish(channel, "c", "d")
+        await asyncio.sleep(0.2)
+
+        await consumers.stop()
+
+        await asyncio.sleep(0.2)
+        assert await left_in(channel, lane) == 2
+
+    async def test_drops_what_a_dead_channel_delivered_and_gets_it_again(
+        self, consumers: Consumers, lane: Lane, recorder: Recorder, channel: AbstractChannel
+    ) -> None:
+        recorder.go_on.clear()
+        await publish(channel, "first")
+        await asyncio.sleep(0.1)
+        await publish(channel, "second", "third")
+        await asyncio.sleep(0.1)
+
+        [subscriber] = consumers._subscribers.values()
+        assert subscriber._queue_obj is not None
+        underlay = await subscriber._queue_obj.channel.get_underlay_channel()
+        await underlay.basic_ack(999_999)  # the broker closes a channel that acknowledges what was never delivered
+        await until(lambda: underlay.is_closed)
+        recorder.go_on.set()
+        await until(lambda: sum(map(len, recorder.batches)) >= 4)
+
+        assert [body for batch in recorder.batches for body in batch] == ["first", "first", "second", "third"]
+
+
+class TestSubscription:
+    async def test_is_missed_when_it_is_gone(
+        self, consumers: Consumers, lane: Lane, channel: AbstractChannel
+    ) -> None:
+        assert await consumers.missing() == []
+
+        queue = await channel.get_queue(lane.queue, ensure=False)
+        await queue.delete(if_unused=False, if_empty=False)
+
+        async with asyncio.timeout(5):
+            while await consumers.missing() != [lane.queue]:
+                await asyncio.sleep(0.05)
+
+    async def test_ends_without_losing_what_was_delivered(
+        self, consumers: Consumers, lane: Lane, recorder: Recorder, channel: AbstractChannel
+    ) -> None:
+        recorder.go_on.clear()
+        await publish(channel, *"abc")
+        await asyncio.sleep(0.2)
+
+        await consumers.stop_intake()
+        await publish(channel, "d")
+        recorder.go_on.set()
+        await lane.finish()
+
+        assert [body for batch in recorder.batches for body in batch] == ["a", "b", "c"]
+        assert await left_in(channel, lane) == 1
+
+
+class TestDelivery:
+    async def test_is_read_whatever_its_properties_hold(self, settings: Settings, channel: AbstractChannel) -> None:
+        queue = await channel.declare_queue("odd", durable=True)
+        deep: FieldTable = {}
+        for _ in range(30):
+            deep = {"deeper": deep}
+        message = aio_pika.Message(b"{}", message_id="a\x00b", headers={"n\x00": "v\x00", "deep": deep, "f": 1.5})
+        await channel.default_exchange.publish(message, "odd")
+
+        delivery = await queue.get()
+        assert isinstance(delivery, IncomingMessage)
+        received = read_delivery(delivery)
+
+        await delivery.ack()
+        assert received.message_id == "a\ufffdb"
+        assert received.headers["n\ufffd"] == "v\ufffd"
+        assert received.headers["f"] == 1.5
