@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link, lost_links_as_errors
 from contracts.base import Command, ErrorBody, Lookup, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
-from contracts.topology import COMMANDS, LOOKUPS, MAX_COMMAND_BYTES
+from contracts.topology import COMMANDS, FRESH_HEADER, LOOKUPS, MAX_COMMAND_BYTES
 
 R = TypeVar("R")
 
@@ -131,12 +131,15 @@ class PersistenceClient:
         message_id = message_id or new_message_id()
         return await self._ask(command, message_id, headers=headers, timeout=timeout or self._answer_timeout)
 
-    async def lookup(self, lookup: Lookup[R], *, timeout: float | None = None) -> R:
+    async def lookup(self, lookup: Lookup[R], *, fresh: bool = False, timeout: float | None = None) -> R:
         """The answer to a question. Any number may be asked at once.
 
+        ``fresh`` has it read from the database instead of the service's cache, which may hear of a change later than
+        the caller: whoever keeps the answer in a cache of its own needs that, or its cache may keep an older one.
         Raises `Refusal`, with code ``timeout`` if no answer came within ``timeout`` seconds.
         """
-        answer, _ = await self._ask(lookup, uuid4(), headers=None, timeout=timeout or self._answer_timeout)
+        headers = {FRESH_HEADER: True} if fresh else None
+        answer, _ = await self._ask(lookup, uuid4(), headers=headers, timeout=timeout or self._answer_timeout)
         return answer
 
     async def _ask(

@@ -90,6 +90,9 @@ BACKSTOP_BINDINGS: Final = (
 EVENT_QUEUE_ARGUMENTS: Final = {"x-queue-type": "quorum"}
 """How a subscriber's own durable queue is declared."""
 
+FRESH_HEADER: Final = "fresh"
+"""A lookup with this header set to true is answered from the database, around the service's cache."""
+
 MAX_COMMAND_BYTES: Final = 1024 * 1024
 MAX_JSON_DEPTH: Final = 64
 MAX_CHANGES_PER_EVENT: Final = 500

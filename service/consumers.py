@@ -12,16 +12,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aio_pika import IncomingMessage
+from aio_pika.exceptions import ChannelInvalidStateError
+from aiormq.abc import AbstractChannel
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import Reply
+from service import tolerant_amqp
 from service.config import Settings
 from service.errors import is_transient
 from service.executor import Executor
@@ -32,6 +35,13 @@ from service.received import Received
 log = structlog.get_logger()
 
 Receive = Callable[[IncomingMessage], Awaitable[None]]
+
+
+class _Delivery(NamedTuple):
+    """A message and the channel that brought it: asking the message for a channel that died is an error."""
+
+    message: IncomingMessage
+    channel: AbstractChannel
 
 
 class Lane:
@@ -54,14 +64,17 @@ class Lane:
         self._publisher = publisher
         self._batch_size = batch_size
         self._committed = committed
-        self._arrived: deque[IncomingMessage] = deque()
+        self._arrived: deque[_Delivery] = deque()
         self._not_empty = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def receive(self, message: IncomingMessage) -> None:
         """Take a delivery. Nothing is awaited, so deliveries stay in the order they came in."""
-        self._arrived.append(message)
+        try:
+            self._arrived.append(_Delivery(message, message.channel))
+        except ChannelInvalidStateError:
+            return  # its channel died in this moment; it comes again on the next one
         self._idle.clear()
         self._not_empty.set()
 
@@ -81,15 +94,15 @@ class Lane:
         """Return when everything taken so far is settled."""
         await self._idle.wait()
 
-    def _take(self) -> list[IncomingMessage]:
+    def _take(self) -> list[_Delivery]:
         size = min(len(self._arrived), self._batch_size)
         batch = [self._arrived.popleft() for _ in range(size)]
         # What a broken channel delivered cannot be acknowledged any more; it comes again, in order, on the next one.
-        return [message for message in batch if not message.channel.is_closed]
+        return [delivery for delivery in batch if not delivery.channel.is_closed]
 
-    async def _carry_out(self, batch: list[IncomingMessage]) -> None:
+    async def _carry_out(self, batch: list[_Delivery]) -> None:
         started = time.perf_counter()
-        received = [read_delivery(message) for message in batch]
+        received = [read_delivery(delivery.message) for delivery in batch]
         replies = await self._until_committed(received)
         BATCH_SECONDS.labels(lane=self.queue).observe(time.perf_counter() - started)
         BATCH_SIZE.labels(lane=self.queue).observe(len(batch))
@@ -118,12 +131,12 @@ class Lane:
                 return replies
 
 
-async def _acknowledge(batch: list[IncomingMessage]) -> None:
+async def _acknowledge(batch: list[_Delivery]) -> None:
     """Settle a committed batch: everything up to its last delivery, which is all that is open on its channel.
 
     A lane has a channel of its own and settles in order of delivery, so no other message hides behind that tag.
     """
-    last = {message.channel: message.delivery_tag for message in batch}
+    last = {delivery.channel: delivery.message.delivery_tag for delivery in batch}
     for channel, tag in last.items():
         if tag is None or channel.is_closed:
             continue
@@ -176,6 +189,7 @@ class Consumers:
     """The service's subscriptions at the broker."""
 
     def __init__(self, settings: Settings) -> None:
+        tolerant_amqp.install()
         self._broker = RabbitBroker(
             settings.rabbitmq_url.get_secret_value(),
             client_properties={"heartbeat": settings.rabbitmq_heartbeat},

@@ -13,6 +13,7 @@ from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
 from contracts.errors import ErrorCode, Refusal
 from contracts.leased_cache import LeasedCache
+from contracts.topology import FRESH_HEADER
 from service.consumers import read_delivery
 from service.database import SessionMaker
 from service.errors import is_transient, refusal_for
@@ -71,7 +72,7 @@ class LookupServer:
         try:
             lookup = received.read_as(LOOKUP_TYPES)
             assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
-            data = await self.answer(lookup)
+            data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
             refusal = _refusal(received, error)
             LOOKUPS_ANSWERED.labels(lookup=name, outcome=refusal.code.value).inc()
@@ -84,14 +85,14 @@ class LookupServer:
         # A cached answer is passed on as the bytes it is, neither read nor written again.
         return b'{"ok":true,"data":' + data + b',"meta":{}}'
 
-    async def answer(self, lookup: Lookup[Any]) -> bytes:
-        """The answer as JSON."""
+    async def answer(self, lookup: Lookup[Any], *, fresh: bool = False) -> bytes:
+        """The answer as JSON; a ``fresh`` one is never older than the question."""
         answer = self._answers[type(lookup)]
         if answer.source is not None and answer.derive is not None:
             source = answer.source(lookup)
-            value = answer_adapter(type(source)).validate_json(await self.answer(source))
+            value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh))
             return _dump(lookup, answer.derive(value))
-        if answer.key is None:
+        if answer.key is None or fresh:
             return await self._load(lookup, answer)
         return await self._cache.get(answer.key(lookup), lambda: self._load(lookup, answer))
 

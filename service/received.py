@@ -9,6 +9,7 @@ from uuid import UUID
 from contracts.base import Request, decode
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_COMMAND_BYTES
+from service.tolerant_amqp import UNREADABLE_HEADERS
 
 KindOfRequest = type[Request[Any]]
 
@@ -80,6 +81,8 @@ class Received:
                 f"is {len(self.body)} bytes; at most {MAX_COMMAND_BYTES} are taken",
                 field="body",
             )
+        if UNREADABLE_HEADERS in self.headers:
+            raise Refusal(ErrorCode.VALIDATION, "cannot be decoded", field="headers")
         version = self.headers.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise Refusal(ErrorCode.UNSUPPORTED_VERSION, f"must be {SCHEMA_VERSION}", field="schema_version")

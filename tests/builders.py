@@ -18,7 +18,7 @@ from contracts import (
     SymbolView,
     UserView,
 )
-from contracts.base import Command
+from contracts.base import Command, answer_adapter
 from contracts.client import PersistenceClient, new_message_id
 from service.executor import Executor
 from service.received import Received
@@ -71,8 +71,6 @@ class Direct:
         """The answer to a command; fails the test if it is refused."""
         [reply] = await self.executor.execute([received(command)])
         assert reply.ok, reply.error
-        from contracts.base import answer_adapter
-
         return answer_adapter(type(command)).validate_python(reply.data)
 
 

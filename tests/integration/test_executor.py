@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from contracts import ErrorCode, InstallExchange, Reply, SaveBotLog, UpdateOrderStatus
+from contracts import AddBot, ErrorCode, InstallExchange, Reply, SaveBotLog, UpdateOrderStatus
 from contracts.base import Command
 from contracts.client import new_message_id
 from contracts.order import CreateOrder
@@ -339,6 +339,4 @@ def _order(desk: Desk) -> CreateOrder:
 
 
 def _another_bot(desk: Desk) -> Command[Any]:
-    from contracts import AddBot
-
     return AddBot(uid=desk.user.uid, name="another")

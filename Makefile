@@ -1,0 +1,39 @@
+# What a developer does here; `make` alone lists it.
+
+PYTHON := .venv/bin/python
+COMPILE := PATH=".venv/bin:$$PATH" uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	--universal --python-version 3.11 --no-emit-package fullon-persistence
+
+.PHONY: help demo up test lint format lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed ## run the main job on real trades and check every row
+	$(PYTHON) -m deploy.demo
+
+up: .venv/.installed ## run the service and its servers until Ctrl-C
+	$(PYTHON) -m deploy.up
+
+test: lint ## check style and types, then run all tests
+	$(PYTHON) -m pytest
+
+lint: .venv/.installed ## check style and types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+format: .venv/.installed ## put the code into its format
+	$(PYTHON) -m ruff check --fix --quiet
+	$(PYTHON) -m ruff format
+
+lock: ## write the versions and hashes of all dependencies anew (needs uv)
+	$(COMPILE) --extra dev pyproject.toml deploy/requirements.in --output-file requirements.lock
+	$(COMPILE) --extra service pyproject.toml --output-file requirements-service.lock
+
+clean: ## remove what was installed and what the servers stored
+	rm -rf .venv .servers .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.installed: requirements.lock pyproject.toml deploy/install.sh
+	@sh deploy/install.sh

@@ -1,0 +1,1 @@
+"""Everything that runs the service: its servers, its image, its demonstration."""

@@ -1,0 +1,28 @@
+"""The README says what is so."""
+
+import re
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from service.config import Settings
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_every_setting_stands_in_the_table_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (\S+) \|", README, flags=re.M))
+
+    def shown(default: object) -> str:
+        if default is PydanticUndefined:
+            return "required"
+        return str(default).lower() if isinstance(default, bool) else str(default)
+
+    assert rows == {name.upper(): shown(field.default) for name, field in Settings.model_fields.items()}
+
+
+def test_every_file_it_links_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+
+    assert links
+    assert all((Path(__file__).parents[2] / link).exists() for link in links)
