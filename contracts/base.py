@@ -212,7 +212,11 @@ def decode(message: type[Part], body: bytes) -> Any:
         # More names than fields: nested ones, or one that stands there twice, of which pydantic takes the last.
     try:
         fields = json.loads(
-            body, parse_float=JsonNumber, parse_constant=JsonNumber, object_pairs_hook=_without_duplicates
+            body,
+            parse_int=_whole_number,
+            parse_float=JsonNumber,
+            parse_constant=JsonNumber,
+            object_pairs_hook=_without_duplicates,
         )
         return message.model_validate(fields, context=WIRE)
     except ValidationError as error:
@@ -258,9 +262,15 @@ def nesting(body: bytes) -> int:
     return deepest
 
 
+_LONG_INTEGER: Final = 100
 _NAME: Final = re.compile(rb'"\s*:')
 _QUOTE: Final = ord('"')
 _BACKSLASH: Final = ord("\\")
+
+
+def _whole_number(digits: str) -> int | JsonNumber:
+    """Python refuses to read very long integers, without a word on the field; its validator finds the words."""
+    return int(digits) if len(digits) < _LONG_INTEGER else JsonNumber(digits)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

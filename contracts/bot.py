@@ -1,9 +1,9 @@
 """Bots, the exchange accounts they may use, and what they say in their logs."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, View
@@ -15,6 +15,7 @@ from contracts.types import (
     Flag,
     Id,
     Instant,
+    JsonObject,
     LedgerId,
     LogLevel,
     Name,
@@ -113,21 +114,7 @@ class SaveBotLog(Command[BotLogRef], name="save_bot_log", lane=Lane.BOT_LOGS):
     ex_id: Id | None = None
     symbol: Annotated[Text, Field(max_length=40)] | None = None
     position: Amount | None = None
-    data: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _data_can_be_stored(self) -> Self:
-        if self.data is not None and _holds_nul(self.data):
-            raise ValueError("data holds a NUL character, which PostgreSQL cannot store")
-        return self
-
-
-def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        return any("\x00" in name or _holds_nul(part) for name, part in value.items())
-    return isinstance(value, list) and any(map(_holds_nul, value))
+    data: JsonObject | None = None
 
 
 class GetBotWithDetails(Lookup[BotDetailsView | None], name="get_bot_with_details"):

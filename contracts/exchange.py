@@ -44,7 +44,7 @@ class InstallExchange(Command[CatExchangeView], name="install_exchange"):
 
     name: Name
     ohlcv_view: Text = ""
-    params: dict[Annotated[str, Field(min_length=1, max_length=50)], Text] = Field(default_factory=dict)
+    params: dict[Annotated[Text, Field(min_length=1, max_length=50)], Text] = Field(default_factory=dict)
     """Settings that hold for every account there, by name."""
 
 

@@ -4,6 +4,7 @@ Money travels as a string and is a `Decimal` end to end. A JSON number is taken 
 than 15 significant digits: up to there a double holds it exactly enough to print the same digits again.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Final, Literal
@@ -112,6 +113,28 @@ def _storable(value: str) -> str:
             raise ValueError("holds half of a surrogate pair, which is no character") from None
     return value
 
+
+def _storable_throughout(value: dict[str, Any]) -> dict[str, Any]:
+    for part in _texts(value):
+        _storable(part)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every name and every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_throughout)]
+"""Any JSON object that the database can hold."""
 
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import func, select, update
@@ -17,14 +16,13 @@ from service.outbox import record
 from service.received import Received
 
 REDACTED: Final = "***"
-_SECRETS: Final = frozenset(
-    {"password", "password_hash", "f2a", "api_key", "api_secret", "passphrase", "secret", "token", "private_key"}
+_SECRETS: Final = (
+    *("password", "passwordhash", "passwd", "passphrase", "f2a", "secret", "apisecret", "secretkey"),
+    *("apikey", "privatekey", "token", "accesstoken"),
 )
-# For bodies that are no JSON: the value behind such a name, ended or cut off.
-_SECRET_TEXT: Final = re.compile(
-    rb'("(?:' + b"|".join(sorted(name.encode() for name in _SECRETS)) + rb')"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^",}\]]+)',
-    re.IGNORECASE,
-)
+# A name and what makes a value follow it, in text that is normalized by `_normalized`.
+_SECRET_AND_VALUE: Final = re.compile(rf"(?:{'|'.join(_SECRETS)})[\"']?\s*[:=]")
+_ESCAPE: Final = re.compile(r"\\u00([0-9a-f]{2})", re.IGNORECASE)
 _KEPT_BYTES: Final = 1024 * 1024
 
 
@@ -123,27 +121,53 @@ def _presentable(received: Received) -> tuple[bytes, bool]:
     """The body as it may be kept, and whether it is all of it."""
     if received.content_encoding not in (None, "", "identity", "utf-8"):
         return b"", False  # whatever is packed in there may hold a secret, and it is never unpacked
+    kept = _without_secrets(received.body)[:_KEPT_BYTES]
+    return kept, kept == received.body
+
+
+def _without_secrets(body: bytes) -> bytes:
     try:
-        fields = json.loads(received.body)
+        # Pairs, because of two fields of one name a dictionary would show only the last.
+        fields = json.loads(body, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
-        kept = _SECRET_TEXT.sub(rb'\1"' + REDACTED.encode() + b'"', received.body)
-    else:
-        redacted = redact(fields)
-        kept = received.body if redacted == fields else json.dumps(redacted, ensure_ascii=False).encode()
-    return kept[:_KEPT_BYTES], kept == received.body and len(kept) <= _KEPT_BYTES
+        # What cannot be parsed cannot be redacted in places.
+        return b"" if _names_a_secret(body.decode(errors="replace")) else body
+    redacted = redact(fields)
+    return body if redacted == fields else json.dumps(_plain(redacted), ensure_ascii=True).encode()
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written."""
 
 
 def redact(value: Any) -> Any:
-    """The same structure with the values of secret names replaced."""
+    """The same structure without the values of secret names, also of those in JSON that was packed into a string."""
+    if isinstance(value, _Pairs):
+        return _Pairs((name, _redacted(name, part)) for name, part in value)
     if isinstance(value, dict):
-        return {
-            name: REDACTED if str(name).lower() in _SECRETS and part is not None else redact(part)
-            for name, part in value.items()
-        }
+        return {name: _redacted(name, part) for name, part in value.items()}
     if isinstance(value, list):
         return [redact(part) for part in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, str):
-        return value.replace("\x00", "\ufffd")
-    return value if isinstance(value, int | float | bool | None) else str(value)
+    if isinstance(value, str) and _names_a_secret(value):
+        return REDACTED
+    return value
+
+
+def _redacted(name: str, value: Any) -> Any:
+    return REDACTED if value is not None and _normalized(name) in _SECRETS else redact(value)
+
+
+def _names_a_secret(text: str) -> bool:
+    return _SECRET_AND_VALUE.search(_normalized(text)) is not None
+
+
+def _normalized(text: str) -> str:
+    """``apiKey``, ``api-key`` and ``api\\u005fkey`` are one name, however a sender writes it."""
+    unescaped = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+    return unescaped.translate(dict.fromkeys(map(ord, "\0_-\\"))).lower()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Pairs):
+        return {name: _plain(part) for name, part in value}
+    return [_plain(part) for part in value] if isinstance(value, list) else value

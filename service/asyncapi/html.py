@@ -105,7 +105,7 @@ class _Page:
             yield "".join(f'<a href="#{_anchor(name)}">{_code(name)}</a>' for name in self._tagged(tag["name"]))
             yield "</div>"
         headings = re.findall(r"^## (.+)$", self._info["description"], re.MULTILINE)
-        yield '<div><strong><a href="#top">Also here</a></strong>'
+        yield "<div><strong>Also here</strong>"
         yield "".join(f'<a href="#{_anchor(heading)}">{escape(heading)}</a>' for heading in headings)
         yield '<a href="#parts">What messages consist of</a><a href="#errors">Error codes</a>'
         yield '<a href="#settings">Limits and settings</a></div></nav>'
