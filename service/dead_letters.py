@@ -162,7 +162,7 @@ def _names_a_secret(text: str) -> bool:
 
 
 def _normalized(text: str) -> str:
-    """``apiKey``, ``api-key`` and ``api\\u005fkey`` are one name, however a sender writes it."""
+    r"""``apiKey``, ``api-key`` and ``api\u005fkey`` are one name, however a sender writes it."""
     unescaped = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
     return unescaped.translate(dict.fromkeys(map(ord, "\0_-\\"))).lower()
 

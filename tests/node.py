@@ -36,10 +36,15 @@ def run(program: Path, *arguments: str, text: str = "", timeout: float = 60) -> 
 def _packages() -> Path:
     """The folder with the packages, fetched once into the user's cache."""
     name = f"npm-{hashlib.sha256(' '.join(_PACKAGES).encode()).hexdigest()[:12]}"
-    return once(name, _install, lambda line: sys.stderr.write(f"{line}\n") and None) / "node_modules"
+    return once(name, _install, _report) / "node_modules"
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _install(folder: Path) -> None:
+    _report(f"fetching {', '.join(_PACKAGES)} from the Node package index, once")
     # Scripts of packages are not run, and nothing is written outside the folder.
     options = ("--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     subprocess.run(["npm", "install", "--prefix", folder, *options, *_PACKAGES], check=True, timeout=300)
