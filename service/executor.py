@@ -3,8 +3,10 @@
 Nothing here knows the broker. The transaction is opened and committed in `Executor._attempt`, and nowhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -18,10 +20,11 @@ from service import dead_letters, inbox
 from service.commands import HANDLERS
 from service.database import SessionMaker
 from service.errors import is_transient, refusal_for
+from service.inbox import Handled
 from service.observability import COMMANDS_HANDLED
 from service.outbox import set_cause
 from service.received import Received
-from service.registry import CommandHandler, Existing
+from service.registry import Existing, Handler
 from service.unit_of_work import UnitOfWork
 
 log = structlog.get_logger()
@@ -30,11 +33,7 @@ REPLAY_HEADER = "x-replay"
 """Set by ``persistence dead-letters replay``: carry out a message although it was refused before."""
 
 
-class _Isolate(Exception):  # noqa: N818 - a signal of this module
-    """One message of the batch failed: begin again with a savepoint around each."""
-
-
-@dataclass(slots=True)
+@dataclass
 class _Task:
     """A message with what reading it came to."""
 
@@ -42,15 +41,11 @@ class _Task:
     message_id: UUID | None = None
     request: Request[Any] | None = None
     refusal: Refusal | None = None
+    reply: Reply | None = None
 
-
-@dataclass(slots=True)
-class _Handled:
-    """What is known of a message id: from the inbox, or from earlier in the same batch."""
-
-    payload_hash: bytes
-    refused: bool
-    reply: dict[str, Any] | None
+    @cached_property
+    def payload_hash(self) -> bytes:
+        return inbox.payload_hash(self.received.command, self.received.body)
 
 
 class Executor:
@@ -59,7 +54,7 @@ class Executor:
     def __init__(
         self,
         sessions: SessionMaker,
-        handlers: Mapping[type[Command[Any]], CommandHandler] = HANDLERS,
+        handlers: Mapping[type[Command[Any]], Handler] = HANDLERS,
         *,
         require_user: bool = False,
     ) -> None:
@@ -75,11 +70,7 @@ class Executor:
         """
         tasks = [self._read(received) for received in batch]
         try:
-            return await self._attempt(tasks, isolate=False)
-        except _Isolate:
-            pass
-        try:
-            return await self._attempt(tasks, isolate=True)
+            return await self._attempt(tasks)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -91,7 +82,7 @@ class Executor:
             return [reply for task in tasks for reply in await self.execute([task.received])]
         [task] = tasks
         task.refusal = refusal_for(error) or _defect(task.received, error)
-        return await self._attempt(tasks, isolate=True)
+        return await self._attempt(tasks)
 
     def _read(self, received: Received) -> _Task:
         task = _Task(received)
@@ -102,84 +93,135 @@ class Executor:
             task.refusal = refusal
         return task
 
-    async def _attempt(self, tasks: Sequence[_Task], *, isolate: bool) -> list[Reply]:
+    async def _attempt(self, tasks: Sequence[_Task]) -> list[Reply]:
         # The one transaction: effects, events, inbox and dead letters of the whole batch, or nothing.
         async with self._sessions.begin() as session:
             ids = {task.message_id for task in tasks if task.message_id is not None}
-            known = {
-                message_id: _Handled(row.payload_hash, row.refused, row.reply)
-                for message_id, row in (await inbox.find(session, ids)).items()
-            }
+            known = await inbox.find(session, ids)
             token = await _transaction_id(session) if any(task.received.reply_to for task in tasks) else None
-            new: list[dict[str, Any]] = []
-            replies = [await self._carry_out(session, task, known, new, token, isolate=isolate) for task in tasks]
-            await inbox.remember(session, new)
-        for task, reply in zip(tasks, replies, strict=True):
-            _report(task, reply)
-        return replies
+            attempt = _Attempt(session, self._handlers, known, token)
+            for task in tasks:
+                await attempt.take(task)
+            await attempt.carry_out_run()
+            await inbox.remember(session, attempt.handled)
+        return _report(tasks)
 
-    async def _carry_out(
+
+class _Attempt:
+    """A batch on its way through one transaction."""
+
+    def __init__(
         self,
         session: AsyncSession,
-        task: _Task,
-        known: dict[UUID, _Handled],
-        new: list[dict[str, Any]],
+        handlers: Mapping[type[Command[Any]], Handler],
+        known: dict[UUID, Handled],
         token: str | None,
-        *,
-        isolate: bool,
-    ) -> Reply:
-        set_cause(session, task.message_id)
-        received = task.received
-        digest = inbox.payload_hash(received.command, received.body)
-        before = known.get(task.message_id) if task.message_id is not None else None
-        if before is not None and before.payload_hash != digest:
-            refusal = Refusal(ErrorCode.CONFLICT, "was used for a message with another content", field="message_id")
-            await dead_letters.add(session, received, refusal)
-            return _refused(refusal)
-        replay = before is not None and before.refused and REPLAY_HEADER in received.headers
-        if before is not None and not replay:
-            return _repeated(before)
+    ) -> None:
+        self._session = session
+        self._work = UnitOfWork(session)
+        self._handlers = handlers
+        self._known = known
+        self._token = token
+        self._run: list[_Task] = []
+        """Commands of one type, next to each other in the batch, that are carried out together."""
+        self.handled: list[Handled] = []
+        """What the inbox has to remember."""
 
-        reply = await self._effect(session, task, token, isolate=isolate)
-        if isinstance(reply, Refusal):
-            await (dead_letters.refused_again if replay else dead_letters.add)(session, received, reply)
-            reply = _refused(reply)
-        elif replay:
-            await dead_letters.resolved(session, received)
-        if task.message_id is not None:
-            kept = reply.model_dump(mode="json") if received.reply_to or not reply.ok else None
-            entry = {
-                "message_id": task.message_id,
-                "command": received.command,
-                "payload_hash": digest,
-                "refused": not reply.ok,
-                "reply": kept,
-            }
-            if replay:
-                await inbox.replace(session, entry)
+    async def take(self, task: _Task) -> None:
+        """Carry out ``task`` after all before it, at once or together with its neighbours."""
+        if not self._can_run(task):
+            await self.carry_out_run()
+            await self._carry_out(task)
+            return
+        if self._run and (
+            type(self._run[0].request) is not type(task.request)
+            or any(task.message_id == other.message_id for other in self._run)
+        ):
+            await self.carry_out_run()
+        self._run.append(task)
+
+    def _can_run(self, task: _Task) -> bool:
+        """Whether it is a command whose handler takes many, and nobody waits for its answer."""
+        return (
+            isinstance(task.request, Command)
+            and task.message_id not in self._known
+            and not task.received.reply_to
+            and self._handlers[type(task.request)].many is not None
+        )
+
+    async def carry_out_run(self) -> None:
+        """Carry out the run with one call, then one by one what that left over."""
+        run, self._run = self._run, []
+        left_over: Collection[int] = range(len(run))
+        if len(run) > 1:
+            left_over = await self._carry_out_many(run)
+        for index, task in enumerate(run):
+            if index in left_over:
+                await self._carry_out(task)
             else:
-                new.append(entry)
-            known[task.message_id] = _Handled(digest, refused=not reply.ok, reply=kept)
-        return reply
+                self._settle(task, Reply(ok=True))
 
-    async def _effect(
-        self, session: AsyncSession, task: _Task, token: str | None, *, isolate: bool
-    ) -> Reply | Refusal:
-        """What the handler answers, or why it does not. Without ``isolate`` the first failure ends the attempt."""
-        if task.refusal is not None:
-            return task.refusal
-        assert isinstance(task.request, Command)  # noqa: S101 - reading gave a command or a refusal
-        handler = self._handlers[type(task.request)]
+    async def _carry_out_many(self, run: list[_Task]) -> Collection[int]:
+        many = self._handlers[type(run[0].request)].many  # type: ignore[index]
+        assert many is not None  # noqa: S101 - `_can_run` saw it
+        commands = [task.request for task in run]
+        causes = [task.message_id for task in run]
         try:
-            if not isolate:
-                return _answered(task.request, await handler(task.request, UnitOfWork(session)), token)
-            async with session.begin_nested():
-                return _answered(task.request, await handler(task.request, UnitOfWork(session)), token)
+            async with self._session.begin_nested():
+                return await many(commands, causes, self._work)
         except Exception as error:
             if is_transient(error):
                 raise
-            if not isolate:
-                raise _Isolate from error
+            # Not worth a message of its own: whoever is at fault will say so when carried out alone.
+            return range(len(run))
+
+    async def _carry_out(self, task: _Task) -> None:
+        received = task.received
+        set_cause(self._session, task.message_id)
+        before = self._known.get(task.message_id) if task.message_id is not None else None
+        if before is not None and before.payload_hash != task.payload_hash:
+            refusal = Refusal(ErrorCode.CONFLICT, "was used for a message with another content", field="message_id")
+            await dead_letters.add(self._session, received, refusal)
+            task.reply = _refused(refusal)
+            return
+        replay = before is not None and before.refused and REPLAY_HEADER in received.headers
+        if before is not None and not replay:
+            task.reply = _repeated(before)
+            return
+        reply = await self._effect(task)
+        if isinstance(reply, Refusal):
+            await (dead_letters.refused_again if replay else dead_letters.add)(self._session, received, reply)
+            reply = _refused(reply)
+        elif replay:
+            await dead_letters.resolved(self._session, received)
+        handled = self._settle(task, reply, remember=not replay)
+        if replay and handled is not None:
+            await inbox.replace(self._session, handled)
+
+    def _settle(self, task: _Task, reply: Reply, *, remember: bool = True) -> Handled | None:
+        """Note what became of a task, for the inbox and for repetitions within the batch."""
+        task.reply = reply
+        if task.message_id is None:
+            return None
+        kept = reply.model_dump(mode="json") if task.received.reply_to or not reply.ok else None
+        handled = Handled(task.message_id, task.received.command, task.payload_hash, not reply.ok, kept)
+        self._known[task.message_id] = handled
+        if remember:
+            self.handled.append(handled)
+        return handled
+
+    async def _effect(self, task: _Task) -> Reply | Refusal:
+        """What the handler answers, or why it does not; a failure takes back what the handler did, and no more."""
+        if task.refusal is not None:
+            return task.refusal
+        assert isinstance(task.request, Command)  # noqa: S101 - reading gave a command or a refusal
+        try:
+            async with self._session.begin_nested():
+                answer = await self._handlers[type(task.request)].one(task.request, self._work)
+                return _answered(task.request, answer, self._token)
+        except Exception as error:
+            if is_transient(error):
+                raise
             return refusal_for(error) or _defect(task.received, error)
 
 
@@ -205,7 +247,7 @@ def _refused(refusal: Refusal) -> Reply:
     )
 
 
-def _repeated(before: _Handled) -> Reply:
+def _repeated(before: Handled) -> Reply:
     """The answer the message got the first time. If nobody asked for it then, that it was handled is the answer."""
     first = Reply(ok=True) if before.reply is None else Reply.model_validate(before.reply)
     return first.model_copy(update={"meta": first.meta.model_copy(update={"duplicate": True})})
@@ -216,18 +258,26 @@ def _defect(received: Received, error: BaseException) -> Refusal:
     return Refusal(ErrorCode.INTERNAL, "the service failed on this message; its log says where")
 
 
-def _report(task: _Task, reply: Reply) -> None:
-    command = task.received.command if task.received.command in COMMAND_TYPES else "unknown"
-    if reply.error is not None:
-        outcome = reply.error.code.value
-        log.warning(
-            "command_refused",
-            command=task.received.command[:100],
-            message_id=task.received.message_id,
-            code=outcome,
-            field=reply.error.field,
-            reason=reply.error.message,
-        )
-    else:
-        outcome = "duplicate" if reply.meta.duplicate else "done"
-    COMMANDS_HANDLED.labels(command=command, outcome=outcome).inc()
+def _report(tasks: Sequence[_Task]) -> list[Reply]:
+    """The replies of a committed batch, counted and, where they are refusals, logged."""
+    outcomes: Counter[tuple[str, str]] = Counter()
+    replies = []
+    for task in tasks:
+        assert task.reply is not None  # noqa: S101 - each was carried out
+        replies.append(task.reply)
+        error = task.reply.error
+        outcome = error.code.value if error else "duplicate" if task.reply.meta.duplicate else "done"
+        command = task.received.command
+        outcomes[command if command in COMMAND_TYPES else "unknown", outcome] += 1
+        if error is not None:
+            log.warning(
+                "command_refused",
+                command=command[:100],
+                message_id=task.received.message_id,
+                code=outcome,
+                field=error.field,
+                reason=error.message,
+            )
+    for (command, outcome), number in outcomes.items():
+        COMMANDS_HANDLED.labels(command=command, outcome=outcome).inc(number)
+    return replies

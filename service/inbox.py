@@ -1,14 +1,27 @@
 """Message ids that were handled: a repeated message gets its first answer and has no second effect."""
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.models import InboxMessage
+
+
+class Handled(NamedTuple):
+    """What is known of a message that was handled."""
+
+    message_id: UUID
+    command: str
+    payload_hash: bytes
+    """SHA-256 of command name and body: the same id with another content is a conflict."""
+    refused: bool
+    reply: dict[str, Any] | None
+    """None if nobody asked for an answer."""
 
 
 def payload_hash(command: str, body: bytes) -> bytes:
@@ -16,23 +29,50 @@ def payload_hash(command: str, body: bytes) -> bytes:
     return hashlib.sha256(command.encode() + b"\0" + body).digest()
 
 
-async def find(session: AsyncSession, message_ids: Collection[UUID]) -> dict[UUID, InboxMessage]:
+async def find(session: AsyncSession, message_ids: Collection[UUID]) -> dict[UUID, Handled]:
     """Which of these messages were handled, by id."""
-    rows = await session.scalars(select(InboxMessage).where(InboxMessage.message_id.in_(message_ids)))
-    return {row.message_id: row for row in rows}
+    columns = (
+        InboxMessage.message_id,
+        InboxMessage.command,
+        InboxMessage.payload_hash,
+        InboxMessage.refused,
+        InboxMessage.reply,
+    )
+    rows = await session.execute(select(*columns).where(InboxMessage.message_id.in_(message_ids)))
+    return {row.message_id: Handled(*row) for row in rows}
 
 
-async def remember(session: AsyncSession, messages: Sequence[dict[str, Any]]) -> None:
-    """Note messages as handled, as part of the transaction that has their effects.
+_REMEMBER: Final = text(
+    "INSERT INTO inbox (message_id, command, payload_hash, refused, reply) "
+    "SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:commands AS text[]), CAST(:hashes AS bytea[]), "
+    "CAST(:refused AS boolean[]), CAST(:replies AS jsonb[]))"
+)
+
+
+async def remember(session: AsyncSession, handled: Sequence[Handled]) -> None:
+    """Note messages as handled, as part of the transaction that has their effects; one statement.
 
     Fails with a unique violation if one of them was handled in the meantime by someone else.
     """
-    if messages:
-        await session.execute(insert(InboxMessage), messages)
+    if not handled:
+        return
+    ids, commands, hashes, refused, replies = zip(*handled, strict=True)
+    await session.execute(
+        _REMEMBER,
+        {
+            "ids": list(ids),
+            "commands": list(commands),
+            "hashes": list(hashes),
+            "refused": list(refused),
+            "replies": [None if reply is None else json.dumps(reply) for reply in replies],
+        },
+    )
 
 
-async def replace(session: AsyncSession, message: dict[str, Any]) -> None:
+async def replace(session: AsyncSession, handled: Handled) -> None:
     """Note what a replayed message came to, in place of its refusal."""
     await session.execute(
-        update(InboxMessage).where(InboxMessage.message_id == message["message_id"]).values(message)
+        update(InboxMessage)
+        .where(InboxMessage.message_id == handled.message_id)
+        .values(refused=handled.refused, reply=handled.reply)
     )

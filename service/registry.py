@@ -1,7 +1,7 @@
 """Who handles which command and who answers which lookup. Data only; `consumers` and `lookup_server` act on it."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from contracts.base import Command, Lookup, R
@@ -19,8 +19,16 @@ class Existing(Generic[R]):
     answer: R
 
 
-CommandHandler = Callable[[Any, UnitOfWork], Awaitable[Any]]
-LookupHandler = Callable[[Any, UnitOfWork], Awaitable[Any]]
+One = Callable[[Any, UnitOfWork], Awaitable[Any]]
+Many = Callable[[Sequence[Any], Sequence[Any], UnitOfWork], Awaitable[Collection[int]]]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How a command is carried out: ``one`` by itself, and ``many`` together where that pays."""
+
+    one: One
+    many: Many | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Answer:
     A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry.
     """
 
-    load: LookupHandler | None = None
+    load: One | None = None
     key: Callable[[Any], str] | None = None
     source: Callable[[Any], Lookup[Any]] | None = None
     derive: Callable[[Any], Any] | None = None
@@ -40,7 +48,7 @@ class CommandTable:
     """The handlers of some commands."""
 
     def __init__(self) -> None:
-        self.handlers: dict[type[Command[Any]], CommandHandler] = {}
+        self.handlers: dict[type[Command[Any]], Handler] = {}
 
     def handles(
         self, command: type[Command[R]]
@@ -55,7 +63,21 @@ class CommandTable:
         ) -> Callable[[Any, UnitOfWork], Awaitable[R | Existing[R]]]:
             if command in self.handlers:
                 raise TypeError(f"{command.__name__} has two handlers")
-            self.handlers[command] = handler
+            self.handlers[command] = Handler(handler)
+            return handler
+
+        return register
+
+    def handles_many(self, command: type[Command[Any]]) -> Callable[[Many], Many]:
+        """Register a function that carries out many commands at once that nobody waits for an answer to.
+
+        It is given the commands, their message ids and the unit of work, and gives the positions of those it left
+        alone because they are not plain: known before, wrong, or anything else that has to be told apart. They are
+        handed to the handler for one, which alone knows how to refuse.
+        """
+
+        def register(handler: Many) -> Many:
+            self.handlers[command] = replace(self.handlers[command], many=handler)
             return handler
 
         return register

@@ -4,9 +4,9 @@ from typing import Any
 
 from contracts.base import Command
 from service.commands import bot, exchange, order, symbol, trade, user
-from service.registry import CommandHandler
+from service.registry import Handler
 
-HANDLERS: dict[type[Command[Any]], CommandHandler] = {
+HANDLERS: dict[type[Command[Any]], Handler] = {
     **user.handlers.handlers,
     **exchange.handlers.handlers,
     **symbol.handlers.handlers,

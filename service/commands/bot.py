@@ -1,5 +1,8 @@
 """Commands about bots and their logs."""
 
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
 from contracts.bot import (
     AddBot,
     AddExchangeToBot,
@@ -28,3 +31,8 @@ async def add_exchange_to_bot(command: AddExchangeToBot, work: UnitOfWork) -> Bo
 @handlers.handles(SaveBotLog)
 async def save_bot_log(command: SaveBotLog, work: UnitOfWork) -> BotLogRef:
     return BotLogRef.model_validate(await work.bots.save_bot_log(command.model_dump(exclude_none=True)))
+
+
+@handlers.handles_many(SaveBotLog)
+async def save_bot_logs(commands: Sequence[SaveBotLog], causes: Sequence[UUID], work: UnitOfWork) -> Collection[int]:
+    return await work.bots.save_new_logs(commands, causes)

@@ -1,17 +1,52 @@
 """Bots, their exchange accounts and their logs in the database."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from contracts.bot import BotCreated, BotExchangeAdded, BotExchangeView, BotLogRef, BotLogSaved, BotView
+from contracts.bot import BotCreated, BotExchangeAdded, BotExchangeView, BotLogRef, BotLogSaved, BotView, SaveBotLog
+from contracts.topology import MAX_CHANGES_PER_EVENT
 from service.models import Bot, BotExchange, BotLog, Exchange
-from service.outbox import record
+from service.outbox import change_as_json, record
 from service.repositories.base import BaseRepository, differing
 from service.repositories.ownership import check_owner
+
+# One round trip: read the rows, see that their bots exist, insert, announce.
+_SAVE_NEW_LOGS: Final = text(f"""
+WITH given AS MATERIALIZED (
+    SELECT nextval('bot_logs_log_id_seq') AS log_id, row.*
+    FROM ROWS FROM (
+        json_to_recordset(CAST(:rows AS json)) AS (
+            bot_id int, message text, level text, action text, "timestamp" timestamptz, feed_num smallint, ex_id int,
+            symbol text, position numeric, data jsonb
+        ),
+        unnest(CAST(:causes AS uuid[]))
+    ) WITH ORDINALITY AS row (
+        bot_id, message, level, action, "timestamp", feed_num, ex_id, symbol, position, data, cause, place
+    )
+    JOIN bots AS bot ON bot.bot_id = row.bot_id
+    ORDER BY row.place
+), stored AS (
+    INSERT INTO bot_logs (
+        log_id, bot_id, level, action, message, feed_num, ex_id, symbol, position, data, "timestamp"
+    ) OVERRIDING SYSTEM VALUE
+    SELECT log_id, bot_id, coalesce(level, 'INFO'), action, message, feed_num, ex_id, symbol, position, data,
+        coalesce("timestamp", now())
+    FROM given
+), announced AS (
+    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
+    SELECT 'bot_log.saved', array_agg(cause ORDER BY place),
+        '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}'
+    FROM given
+    GROUP BY (place - 1) / {MAX_CHANGES_PER_EVENT}
+)
+SELECT place - 1 AS position FROM given
+""")  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 
 class BotRepository(BaseRepository[Bot]):
@@ -64,6 +99,15 @@ class BotRepository(BaseRepository[Bot]):
         entry = (await self.session.scalars(insert(BotLog).values(log_data).returning(BotLog))).one()
         record(self.session, BotLogSaved, after=BotLogRef.model_validate(entry))
         return entry
+
+    async def save_new_logs(self, entries: Sequence[SaveBotLog], causes: Sequence[UUID]) -> set[int]:
+        """Store and announce those of ``entries`` whose bot exists, in one statement.
+
+        Gives the positions of the others. ``causes`` are the ids of the messages they came in.
+        """
+        rows = f"[{','.join(entry.model_dump_json(exclude_none=True) for entry in entries)}]"
+        stored = await self.session.execute(_SAVE_NEW_LOGS, {"rows": rows, "causes": list(causes)})
+        return set(range(len(entries))) - {row.position for row in stored}
 
     async def get_last_bot_log(self, bot_id: int) -> BotLog | None:
         """The newest entry of the bot's log, or None."""

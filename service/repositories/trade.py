@@ -1,22 +1,72 @@
 """Trades in the database."""
 
+from collections.abc import Sequence
 from decimal import Context
 from math import ceil
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import Row, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
-from contracts.trade import TradeRecorded, TradeView
+from contracts.topology import MAX_CHANGES_PER_EVENT
+from contracts.trade import RecordTrade, TradeRecorded, TradeView
 from service.models import Trade
-from service.outbox import record
+from service.outbox import change_as_json, record
 from service.repositories.base import BaseRepository, differing, exact
 from service.repositories.ownership import Parties, catalog_of, check_order
 
 # Wide enough that the product of two amounts of 38 digits loses none.
 _EXACT: Final = Context(prec=80)
+
+
+# One round trip: read the rows, join what they name, insert those that fit, announce them. The ids are drawn first,
+# because only they tell which of the rows an INSERT with ON CONFLICT has taken.
+_RECORD_NEW: Final = text(f"""
+WITH given AS MATERIALIZED (
+    SELECT nextval('trades_trade_id_seq') AS trade_id, account.cat_ex_id, row.*
+    FROM ROWS FROM (
+        json_to_recordset(CAST(:rows AS json)) AS (
+            bot_id int, uid int, ex_id int, symbol_id int, side text, size numeric, price numeric, ex_trade_id text,
+            order_id bigint, ex_order_id text, fee numeric, fee_currency text, leverage numeric, roi numeric,
+            roi_pct numeric, "timestamp" timestamptz
+        ),
+        unnest(CAST(:causes AS uuid[]))
+    ) WITH ORDINALITY AS row (
+        bot_id, uid, ex_id, symbol_id, side, size, price, ex_trade_id, order_id, ex_order_id, fee, fee_currency,
+        leverage, roi, roi_pct, "timestamp", cause, position
+    )
+    JOIN bots AS bot ON bot.bot_id = row.bot_id AND bot.uid = row.uid
+    JOIN exchanges AS account ON account.ex_id = row.ex_id AND account.uid = row.uid
+    JOIN symbols AS symbol ON symbol.symbol_id = row.symbol_id AND symbol.cat_ex_id = account.cat_ex_id
+    LEFT JOIN orders AS "order" ON "order".order_id = row.order_id
+    WHERE row.order_id IS NULL OR (
+        "order".uid = row.uid AND "order".ex_id = row.ex_id AND "order".symbol_id = row.symbol_id
+        AND coalesce("order".bot_id, row.bot_id) = row.bot_id
+    )
+    ORDER BY row.position
+), stored AS (
+    INSERT INTO trades (
+        trade_id, ex_trade_id, order_id, ex_order_id, bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price,
+        cost, fee, fee_currency, leverage, roi, roi_pct, "timestamp"
+    ) OVERRIDING SYSTEM VALUE
+    SELECT trade_id, ex_trade_id, order_id, ex_order_id, bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price,
+        size * price, coalesce(fee, 0), fee_currency, coalesce(leverage, 1), roi, roi_pct,
+        coalesce("timestamp", now())
+    FROM given
+    ON CONFLICT (ex_id, ex_trade_id) WHERE ex_trade_id IS NOT NULL DO NOTHING
+    RETURNING *
+), announced AS (
+    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
+    SELECT 'trade.recorded', array_agg(given.cause ORDER BY given.position),
+        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY given.position) || ']', '{{}}'
+    FROM stored JOIN given USING (trade_id)
+    GROUP BY (given.position - 1) / {MAX_CHANGES_PER_EVENT}
+)
+SELECT given.position - 1 AS position FROM stored JOIN given USING (trade_id)
+""")  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 
 class TradePage(NamedTuple):
@@ -73,6 +123,16 @@ class TradeRepository(BaseRepository[Trade]):
         if fields := differing(existing, data):
             raise Refusal(ErrorCode.CONFLICT, f"is on record with another {', '.join(fields)}", field="ex_trade_id")
         return existing, False
+
+    async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> set[int]:
+        """Store and announce those of ``trades`` that are new and in order, in one statement.
+
+        Gives the positions of the others, which are left alone: known ones, and those that `record_trade` would
+        refuse. ``causes`` are the ids of the messages they came in.
+        """
+        rows = f"[{','.join(trade.model_dump_json(exclude_none=True) for trade in trades)}]"
+        stored = await self.session.execute(_RECORD_NEW, {"rows": rows, "causes": list(causes)})
+        return set(range(len(trades))) - {row.position for row in stored}
 
     async def get_trades_by_user(self, uid: int, limit: int = 100) -> list[Trade]:
         """A user's newest trades, newest first."""

@@ -19,6 +19,7 @@ from service.errors import is_transient
 from service.executor import REPLAY_HEADER, Executor
 from service.models import BotLog, DeadLetter, InboxMessage, OutboxEvent, Trade
 from service.received import Received
+from service.registry import Handler
 from service.unit_of_work import UnitOfWork
 from tests.builders import Desk, Direct, a_desk, received
 
@@ -100,7 +101,7 @@ class TestBatch:
         async def fails(_: Any, __: UnitOfWork) -> Any:
             raise RuntimeError("a defect")
 
-        executor = Executor(sessions, {**HANDLERS, InstallExchange: fails})
+        executor = Executor(sessions, {**HANDLERS, InstallExchange: Handler(fails)})
 
         bad, good = await executor.execute([received(InstallExchange(name="x")), received(desk.trade())])
 

@@ -1,0 +1,174 @@
+"""What is carried out together is the same as what is carried out one by one."""
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from contracts import AddBot, BotLogSaved, RecordTrade, SaveBotLog, TradeRecorded
+from contracts.base import EVENT_TYPES, Command
+from service.database import SessionMaker
+from service.executor import Executor
+from service.models import BotLog, OutboxEvent, Trade
+from tests.builders import Desk, Direct, a_desk, received
+
+
+@pytest.fixture
+def executor(sessions: SessionMaker) -> Executor:
+    return Executor(sessions)
+
+
+@pytest.fixture
+async def desk(executor: Executor) -> Desk:
+    return await a_desk(Direct(executor))
+
+
+async def announced(sessions: SessionMaker, kind: str) -> list[Any]:
+    async with sessions() as session:
+        rows = list(
+            await session.scalars(select(OutboxEvent).where(OutboxEvent.type == kind).order_by(OutboxEvent.id))
+        )
+    view = EVENT_TYPES[kind].view_type()
+    changes = [change for row in rows for change in json.loads(row.changes)]
+    return [{**change, "after": view.model_validate(change["after"])} for change in changes]
+
+
+def unasked(*commands: Command[Any]) -> list[Any]:
+    return [received(command, reply_to=None) for command in commands]
+
+
+class TestTradesTogether:
+    async def test_are_stored_and_announced_as_one_by_one(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        trades: list[RecordTrade] = [
+            desk.trade(),
+            desk.trade(fee="0.00000000000000001", fee_currency="BNB", timestamp="2019-10-11T02:00:11.62+02:00"),
+            desk.trade(side="sell", size="1e3", price="123456789.000000000000000001", ex_trade_id=None),
+            desk.trade(leverage="2.50", roi="-3.1", roi_pct="0"),
+        ]
+        again = [trade.model_copy(update={"ex_trade_id": f"again {i}"}) for i, trade in enumerate(trades)]
+        for trade in trades:
+            await executor.execute([received(trade)])
+
+        await executor.execute(unasked(*again))
+
+        async with sessions() as session:
+            rows = [row.to_dict() for row in await session.scalars(select(Trade).order_by(Trade.trade_id))]
+        differ = {"trade_id", "ex_trade_id", "recorded_at"}
+        for one, many, trade in zip(rows[:4], rows[4:], trades, strict=True):
+            ignored = differ | (set() if trade.timestamp else {"timestamp"})
+            assert {n: v for n, v in one.items() if n not in ignored} == {
+                n: v for n, v in many.items() if n not in ignored
+            }
+        changes = await announced(sessions, TradeRecorded.wire_name)
+        assert len(changes) == 8
+        for row, change in zip(rows, changes, strict=True):
+            assert change["key"] == {"trade_id": row["trade_id"]}
+            assert change["version"] == 1
+            assert change["before"] is None
+            assert (
+                json.loads(change["after"].model_dump_json()).items()
+                >= {
+                    name: row[name] for name in ("size", "price", "cost", "fee", "ex_trade_id", "roi", "bot_id")
+                }.items()
+            )
+        assert changes[0]["changed"] == changes[4]["changed"]
+        assert changes[0].keys() == changes[4].keys()
+
+    async def test_tell_known_wrong_and_new_ones_apart(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        other = await a_desk(Direct(executor))
+        known = desk.trade()
+        await executor.execute(unasked(known))
+        twice = desk.trade()
+        batch = [
+            desk.trade(),
+            known,
+            desk.trade(bot_id=other.bot.bot_id),
+            twice,
+            known.model_copy(update={"price": twice.size}),
+            twice,
+            desk.trade(symbol_id=other.symbol.symbol_id),
+            desk.trade(order_id=999),
+            desk.trade(),
+        ]
+
+        replies = await executor.execute(unasked(*batch))
+
+        assert [(r.error.field if r.error else r.meta.duplicate) for r in replies] == [
+            False,
+            True,
+            "bot_id",
+            False,
+            "ex_trade_id",
+            True,
+            "symbol_id",
+            "order_id",
+            False,
+        ]
+        async with sessions() as session:
+            assert len(list(await session.scalars(select(Trade)))) == 4
+        assert len(await announced(sessions, "trade.recorded")) == 4
+        assert len(await announced(sessions, "command.rejected")) == 4
+
+    async def test_repeated_under_one_message_id_count_once(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        [message] = unasked(desk.trade(ex_trade_id=None))
+
+        replies = await executor.execute([message, *unasked(desk.trade()), message])
+
+        assert [reply.meta.duplicate for reply in replies] == [False, False, True]
+        async with sessions() as session:
+            assert len(list(await session.scalars(select(Trade)))) == 2
+
+    async def test_make_events_of_at_most_500(self, executor: Executor, desk: Desk, sessions: SessionMaker) -> None:
+        await executor.execute(unasked(*(desk.trade() for _ in range(1_100))))
+
+        async with sessions() as session:
+            rows = list(
+                await session.scalars(
+                    select(OutboxEvent).where(OutboxEvent.type == "trade.recorded").order_by(OutboxEvent.id)
+                )
+            )
+        assert [len(json.loads(row.changes)) for row in rows] == [500, 500, 100]
+        assert [len(row.causation_ids) for row in rows] == [500, 500, 100]
+
+
+class TestLogsTogether:
+    async def test_keep_their_order_and_their_content(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        entries = [
+            SaveBotLog(bot_id=desk.bot.bot_id, message=f"entry {i}", data={"i": [i, "é\n"]}, position="1.50")
+            for i in range(10)
+        ]
+
+        await executor.execute(unasked(*entries, SaveBotLog(bot_id=999, message="nobody's")))
+
+        async with sessions() as session:
+            rows = list(await session.scalars(select(BotLog).order_by(BotLog.log_id)))
+        assert [row.message for row in rows] == [entry.message for entry in entries]
+        assert rows[3].data == {"i": [3, "é\n"]}
+        assert str(rows[3].position) == "1.50"
+        assert [c["key"]["log_id"] for c in await announced(sessions, BotLogSaved.wire_name)] == [
+            row.log_id for row in rows
+        ]
+        assert len(await announced(sessions, "command.rejected")) == 1
+
+    async def test_do_not_overtake_other_commands_of_their_batch(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        new_bot = desk.bot.bot_id + 1
+        batch = [
+            *unasked(SaveBotLog(bot_id=new_bot, message="too early")),
+            received(AddBot(uid=desk.user.uid, name="new")),
+            *unasked(SaveBotLog(bot_id=new_bot, message="in time")),
+        ]
+
+        replies = await executor.execute(batch)
+
+        assert [reply.ok for reply in replies] == [False, True, True]
