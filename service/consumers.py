@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 from aio_pika import IncomingMessage
@@ -147,25 +147,27 @@ async def _acknowledge(batch: list[_Delivery]) -> None:
             log.info("acknowledgement_lost", messages=len(batch))  # redelivered, and found in the inbox
 
 
+_TEXTS: Final = (
+    *("message_id", "type", "content_type", "content_encoding"),
+    *("reply_to", "correlation_id", "user_id", "app_id"),
+)
+
+
 def read_delivery(message: IncomingMessage) -> Received:
     """What a delivery says, with nothing in it that a database or a log could not hold."""
+    properties = {name: _text(value) for name in _TEXTS if (value := getattr(message, name))}
     return Received(
         command=_text(message.routing_key),
         body=message.body,
-        message_id=_text(message.message_id) or None,
-        type=_text(message.type) or None,
-        content_type=_text(message.content_type) or None,
-        content_encoding=_text(message.content_encoding) or None,
-        reply_to=_text(message.reply_to) or None,
-        correlation_id=_text(message.correlation_id) or None,
-        user_id=_text(message.user_id) or None,
-        app_id=_text(message.app_id) or None,
         redelivered=bool(message.redelivered),
         headers=_plain(dict(message.headers)),
+        **properties,
     )
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str) and value.isascii() and "\x00" not in value:
+        return value  # nearly always
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
     return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 

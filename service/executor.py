@@ -4,7 +4,7 @@ Nothing here knows the broker. The transaction is opened and committed in `Execu
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,12 @@ class _Task:
     request: Request[Any] | None = None
     refusal: Refusal | None = None
     reply: Reply | None = None
+
+    @property
+    def identity(self) -> UUID:
+        """The message id of a task that has one."""
+        assert self.message_id is not None  # noqa: S101 - who asks has seen that it has
+        return self.message_id
 
     @cached_property
     def payload_hash(self) -> bytes:
@@ -152,20 +158,23 @@ class _Attempt:
     async def carry_out_run(self) -> None:
         """Carry out the run with one call, then one by one what that left over."""
         run, self._run = self._run, []
-        left_over: Collection[int] = range(len(run))
-        if len(run) > 1:
-            left_over = await self._carry_out_many(run)
-        for index, task in enumerate(run):
-            if index in left_over:
-                await self._carry_out(task)
+        made = await self._carry_out_many(run) if len(run) > 1 else {}
+        for position, task in enumerate(run):
+            if position in made:
+                task.reply = Reply(ok=True)
+                handled = Handled(
+                    task.identity, task.received.command, task.payload_hash, refused=False, row_id=made[position]
+                )
+                self._known[task.identity] = handled
+                self.handled.append(handled)
             else:
-                self._settle(task, Reply(ok=True))
+                await self._carry_out(task)
 
-    async def _carry_out_many(self, run: list[_Task]) -> Collection[int]:
+    async def _carry_out_many(self, run: list[_Task]) -> Mapping[int, int]:
         many = self._handlers[type(run[0].request)].many  # type: ignore[index]
         assert many is not None  # noqa: S101 - `_can_run` saw it
         commands = [task.request for task in run]
-        causes = [task.message_id for task in run]
+        causes = [task.identity for task in run]
         try:
             async with self._session.begin_nested():
                 return await many(commands, causes, self._work)
@@ -173,7 +182,7 @@ class _Attempt:
             if is_transient(error):
                 raise
             # Not worth a message of its own: whoever is at fault will say so when carried out alone.
-            return range(len(run))
+            return {}
 
     async def _carry_out(self, task: _Task) -> None:
         received = task.received
@@ -186,7 +195,7 @@ class _Attempt:
             return
         replay = before is not None and before.refused and REPLAY_HEADER in received.headers
         if before is not None and not replay:
-            task.reply = _repeated(before)
+            task.reply = await self._repeated(task, before)
             return
         reply = await self._effect(task)
         if isinstance(reply, Refusal):
@@ -194,21 +203,27 @@ class _Attempt:
             reply = _refused(reply)
         elif replay:
             await dead_letters.resolved(self._session, received)
-        handled = self._settle(task, reply, remember=not replay)
-        if replay and handled is not None:
-            await inbox.replace(self._session, handled)
-
-    def _settle(self, task: _Task, reply: Reply, *, remember: bool = True) -> Handled | None:
-        """Note what became of a task, for the inbox and for repetitions within the batch."""
         task.reply = reply
         if task.message_id is None:
-            return None
-        kept = reply.model_dump(mode="json") if task.received.reply_to or not reply.ok else None
-        handled = Handled(task.message_id, task.received.command, task.payload_hash, not reply.ok, kept)
-        self._known[task.message_id] = handled
-        if remember:
+            return
+        kept = reply.model_dump(mode="json")
+        handled = Handled(task.identity, received.command, task.payload_hash, refused=not reply.ok, reply=kept)
+        self._known[task.identity] = handled
+        if replay:
+            await inbox.replace(self._session, handled)
+        else:
             self.handled.append(handled)
-        return handled
+
+    async def _repeated(self, task: _Task, before: Handled) -> Reply:
+        """The answer the message got the first time, or would have got had somebody asked."""
+        first = Reply(ok=True)
+        if before.reply is not None:
+            first = Reply.model_validate(before.reply)
+        elif before.row_id is not None and task.received.reply_to and isinstance(task.request, Command):
+            recall = self._handlers[type(task.request)].recall
+            assert recall is not None  # noqa: S101 - who makes rows for many can recall them
+            first = _answered(task.request, await recall(before.row_id, self._work), None)
+        return first.model_copy(update={"meta": first.meta.model_copy(update={"duplicate": True})})
 
     async def _effect(self, task: _Task) -> Reply | Refusal:
         """What the handler answers, or why it does not; a failure takes back what the handler did, and no more."""
@@ -245,12 +260,6 @@ def _refused(refusal: Refusal) -> Reply:
         ok=False,
         error=ErrorBody(code=refusal.code, message=refusal.message, field=refusal.field, retryable=refusal.retryable),
     )
-
-
-def _repeated(before: Handled) -> Reply:
-    """The answer the message got the first time. If nobody asked for it then, that it was handled is the answer."""
-    first = Reply(ok=True) if before.reply is None else Reply.model_validate(before.reply)
-    return first.model_copy(update={"meta": first.meta.model_copy(update={"duplicate": True})})
 
 
 def _defect(received: Received, error: BaseException) -> Refusal:

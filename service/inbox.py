@@ -20,8 +20,10 @@ class Handled(NamedTuple):
     payload_hash: bytes
     """SHA-256 of command name and body: the same id with another content is a conflict."""
     refused: bool
-    reply: dict[str, Any] | None
-    """None if nobody asked for an answer."""
+    reply: dict[str, Any] | None = None
+    """The answer, unless ``row_id`` stands for it."""
+    row_id: int | None = None
+    """The row that the command made, out of which its answer can be made again."""
 
 
 def payload_hash(command: str, body: bytes) -> bytes:
@@ -37,15 +39,16 @@ async def find(session: AsyncSession, message_ids: Collection[UUID]) -> dict[UUI
         InboxMessage.payload_hash,
         InboxMessage.refused,
         InboxMessage.reply,
+        InboxMessage.row_id,
     )
     rows = await session.execute(select(*columns).where(InboxMessage.message_id.in_(message_ids)))
     return {row.message_id: Handled(*row) for row in rows}
 
 
 _REMEMBER: Final = text(
-    "INSERT INTO inbox (message_id, command, payload_hash, refused, reply) "
+    "INSERT INTO inbox (message_id, command, payload_hash, refused, reply, row_id) "
     "SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:commands AS text[]), CAST(:hashes AS bytea[]), "
-    "CAST(:refused AS boolean[]), CAST(:replies AS jsonb[]))"
+    "CAST(:refused AS boolean[]), CAST(:replies AS jsonb[]), CAST(:row_ids AS bigint[]))"
 )
 
 
@@ -56,7 +59,7 @@ async def remember(session: AsyncSession, handled: Sequence[Handled]) -> None:
     """
     if not handled:
         return
-    ids, commands, hashes, refused, replies = zip(*handled, strict=True)
+    ids, commands, hashes, refused, replies, row_ids = zip(*handled, strict=True)
     await session.execute(
         _REMEMBER,
         {
@@ -65,6 +68,7 @@ async def remember(session: AsyncSession, handled: Sequence[Handled]) -> None:
             "hashes": list(hashes),
             "refused": list(refused),
             "replies": [None if reply is None else json.dumps(reply) for reply in replies],
+            "row_ids": list(row_ids),
         },
     )
 
@@ -74,5 +78,5 @@ async def replace(session: AsyncSession, handled: Handled) -> None:
     await session.execute(
         update(InboxMessage)
         .where(InboxMessage.message_id == handled.message_id)
-        .values(refused=handled.refused, reply=handled.reply)
+        .values(refused=handled.refused, reply=handled.reply, row_id=handled.row_id)
     )

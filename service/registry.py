@@ -1,8 +1,9 @@
 """Who handles which command and who answers which lookup. Data only; `consumers` and `lookup_server` act on it."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from contracts.base import Command, Lookup, R
 from service.unit_of_work import UnitOfWork
@@ -20,15 +21,20 @@ class Existing(Generic[R]):
 
 
 One = Callable[[Any, UnitOfWork], Awaitable[Any]]
-Many = Callable[[Sequence[Any], Sequence[Any], UnitOfWork], Awaitable[Collection[int]]]
+Many = Callable[[Sequence[Any], Sequence[UUID], UnitOfWork], Awaitable[Mapping[int, int]]]
+Recall = Callable[[int, UnitOfWork], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
 class Handler:
-    """How a command is carried out: ``one`` by itself, and ``many`` together where that pays."""
+    """How a command is carried out: ``one`` by itself and, where that pays, ``many`` together.
+
+    ``recall`` makes the answer again that one of the many would have got, out of the row it made.
+    """
 
     one: One
     many: Many | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,17 @@ class CommandTable:
 
         return register
 
-    def handles_many(self, command: type[Command[Any]]) -> Callable[[Many], Many]:
+    def handles_many(self, command: type[Command[Any]], *, recall: Recall) -> Callable[[Many], Many]:
         """Register a function that carries out many commands at once that nobody waits for an answer to.
 
-        It is given the commands, their message ids and the unit of work, and gives the positions of those it left
-        alone because they are not plain: known before, wrong, or anything else that has to be told apart. They are
-        handed to the handler for one, which alone knows how to refuse.
+        It is given the commands, their message ids and the unit of work, and gives the id of the row each made, by
+        its position. Those it left alone because they are not plain (known before, wrong, or anything else that has
+        to be told apart) go to the handler for one, which alone knows how to refuse. Should somebody ask for an
+        answer later, ``recall`` makes it out of the row.
         """
 
         def register(handler: Many) -> Many:
-            self.handlers[command] = replace(self.handlers[command], many=handler)
+            self.handlers[command] = replace(self.handlers[command], many=handler, recall=recall)
             return handler
 
         return register

@@ -69,6 +69,7 @@ def upgrade() -> None:
         sa.Column("payload_hash", sa.LargeBinary(), nullable=False),
         sa.Column("refused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("reply", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("row_id", sa.BigInteger(), nullable=True),
         sa.Column("received_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("message_id", name=op.f("pk_inbox")),
         postgresql_partition_by="RANGE (message_id)",

@@ -1,6 +1,6 @@
 """Commands about bots and their logs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from contracts.bot import (
@@ -33,6 +33,12 @@ async def save_bot_log(command: SaveBotLog, work: UnitOfWork) -> BotLogRef:
     return BotLogRef.model_validate(await work.bots.save_bot_log(command.model_dump(exclude_none=True)))
 
 
-@handlers.handles_many(SaveBotLog)
-async def save_bot_logs(commands: Sequence[SaveBotLog], causes: Sequence[UUID], work: UnitOfWork) -> Collection[int]:
+async def recall_bot_log(log_id: int, work: UnitOfWork) -> BotLogRef:
+    return BotLogRef.model_validate(await work.bots.get_bot_log(log_id))
+
+
+@handlers.handles_many(SaveBotLog, recall=recall_bot_log)
+async def save_bot_logs(
+    commands: Sequence[SaveBotLog], causes: Sequence[UUID], work: UnitOfWork
+) -> Mapping[int, int]:
     return await work.bots.save_new_logs(commands, causes)

@@ -1,6 +1,6 @@
 """Commands about trades."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from contracts.trade import RecordTrade, TradeView
@@ -17,6 +17,12 @@ async def record_trade(command: RecordTrade, work: UnitOfWork) -> TradeView | Ex
     return view if is_new else Existing(view)
 
 
-@handlers.handles_many(RecordTrade)
-async def record_trades(commands: Sequence[RecordTrade], causes: Sequence[UUID], work: UnitOfWork) -> Collection[int]:
+async def recall_trade(trade_id: int, work: UnitOfWork) -> TradeView:
+    return TradeView.model_validate(await work.trades.get_by_id(trade_id))
+
+
+@handlers.handles_many(RecordTrade, recall=recall_trade)
+async def record_trades(
+    commands: Sequence[RecordTrade], causes: Sequence[UUID], work: UnitOfWork
+) -> Mapping[int, int]:
     return await work.trades.record_new(commands, causes)

@@ -34,7 +34,9 @@ class InboxMessage(Base):
     """SHA-256 of command name and body: the same id with another content is a conflict."""
     refused: Mapped[bool] = mapped_column(server_default=text("false"))
     reply: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
-    """Null if nobody asked for an answer."""
+    """The answer, unless ``row_id`` stands for it."""
+    row_id: Mapped[int | None] = mapped_column(BigInteger)
+    """The row that the command made, out of which its answer can be made again."""
     received_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = ({"postgresql_partition_by": "RANGE (message_id)"},)

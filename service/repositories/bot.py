@@ -45,7 +45,7 @@ WITH given AS MATERIALIZED (
     FROM given
     GROUP BY (place - 1) / {MAX_CHANGES_PER_EVENT}
 )
-SELECT place - 1 AS position FROM given
+SELECT place - 1 AS position, log_id FROM given
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 
@@ -100,14 +100,18 @@ class BotRepository(BaseRepository[Bot]):
         record(self.session, BotLogSaved, after=BotLogRef.model_validate(entry))
         return entry
 
-    async def save_new_logs(self, entries: Sequence[SaveBotLog], causes: Sequence[UUID]) -> set[int]:
+    async def save_new_logs(self, entries: Sequence[SaveBotLog], causes: Sequence[UUID]) -> dict[int, int]:
         """Store and announce those of ``entries`` whose bot exists, in one statement.
 
-        Gives the positions of the others. ``causes`` are the ids of the messages they came in.
+        Gives the id of each by its position. ``causes`` are the ids of the messages they came in.
         """
         rows = f"[{','.join(entry.model_dump_json(exclude_none=True) for entry in entries)}]"
         stored = await self.session.execute(_SAVE_NEW_LOGS, {"rows": rows, "causes": list(causes)})
-        return set(range(len(entries))) - {row.position for row in stored}
+        return {row.position: row.log_id for row in stored}
+
+    async def get_bot_log(self, log_id: int) -> BotLog | None:
+        """The entry with this id, or None."""
+        return await self.session.scalar(select(BotLog).where(BotLog.log_id == log_id))
 
     async def get_last_bot_log(self, bot_id: int) -> BotLog | None:
         """The newest entry of the bot's log, or None."""

@@ -65,7 +65,7 @@ WITH given AS MATERIALIZED (
     FROM stored JOIN given USING (trade_id)
     GROUP BY (given.position - 1) / {MAX_CHANGES_PER_EVENT}
 )
-SELECT given.position - 1 AS position FROM stored JOIN given USING (trade_id)
+SELECT given.position - 1 AS position, trade_id FROM stored JOIN given USING (trade_id)
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 
@@ -124,15 +124,15 @@ class TradeRepository(BaseRepository[Trade]):
             raise Refusal(ErrorCode.CONFLICT, f"is on record with another {', '.join(fields)}", field="ex_trade_id")
         return existing, False
 
-    async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> set[int]:
+    async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> dict[int, int]:
         """Store and announce those of ``trades`` that are new and in order, in one statement.
 
-        Gives the positions of the others, which are left alone: known ones, and those that `record_trade` would
-        refuse. ``causes`` are the ids of the messages they came in.
+        Gives the id of each by its position. The others are left alone: known ones, and those that `record_trade`
+        would refuse. ``causes`` are the ids of the messages they came in.
         """
         rows = f"[{','.join(trade.model_dump_json(exclude_none=True) for trade in trades)}]"
         stored = await self.session.execute(_RECORD_NEW, {"rows": rows, "causes": list(causes)})
-        return set(range(len(trades))) - {row.position for row in stored}
+        return {row.position: row.trade_id for row in stored}
 
     async def get_trades_by_user(self, uid: int, limit: int = 100) -> list[Trade]:
         """A user's newest trades, newest first."""

@@ -138,6 +138,22 @@ class TestTradesTogether:
         assert [len(row.causation_ids) for row in rows] == [500, 500, 100]
 
 
+class TestAnswerOfOneOfMany:
+    async def test_can_still_be_had_by_asking_again(self, executor: Executor, desk: Desk) -> None:
+        trade, entry = desk.trade(), SaveBotLog(bot_id=desk.bot.bot_id, message="x")
+        batch = unasked(trade, desk.trade(), entry, entry)
+        await executor.execute(batch)
+
+        for message in batch:
+            message.reply_to = "test-replies"
+        replies = await executor.execute(batch)
+
+        assert all(reply.ok and reply.meta.duplicate for reply in replies)
+        assert replies[0].data["ex_trade_id"] == trade.ex_trade_id
+        assert replies[0].meta.version == 1
+        assert replies[2].data == {"log_id": replies[3].data["log_id"] - 1, "bot_id": desk.bot.bot_id}
+
+
 class TestLogsTogether:
     async def test_keep_their_order_and_their_content(
         self, executor: Executor, desk: Desk, sessions: SessionMaker
