@@ -5,6 +5,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
+import asyncpg
 import typer
 import uvloop
 from rich.console import Console
@@ -14,6 +15,7 @@ from service.app import StartError, serve
 from service.cli import dead_letters
 from service.cli.check import check
 from service.config import Settings, SettingsError
+from service.errors import reason
 
 T = TypeVar("T")
 
@@ -39,7 +41,12 @@ def migrate(
     to: Annotated[str, typer.Option(help="A revision, or 'base' to take every table away again.")] = "head",
 ) -> None:
     """Bring the database to the version this service needs. Safe to run anywhere, any number of times, at once."""
-    before, after = run(schema.migrate(Settings.read(), to))
+    settings = Settings.read()
+    try:
+        before, after = run(schema.migrate(settings, to))
+    except (OSError, asyncpg.PostgresError) as error:
+        # What goes wrong after it is connected comes wrapped by SQLAlchemy, and is a defect.
+        raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
     if before == after:
         print(f"The database is at {after or 'nothing'} already.")
     else:
