@@ -11,7 +11,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_every_setting_stands_in_the_table_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (\S+) \|", README, flags=re.M))
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (\S+) \|", README, flags=re.MULTILINE))
 
     def shown(default: object) -> str:
         if default is PydanticUndefined:
