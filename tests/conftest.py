@@ -1,27 +1,16 @@
 """Real servers for every test: a database and a virtual host of its own, gone when it ends."""
 
 import asyncio
-import json
-import os
 import secrets
-import signal
 import sys
-import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
 
-import asyncpg
 import pytest
-from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from contracts.client import PersistenceClient
 from deploy.servers import Servers
 from service import schema
-from service.config import Settings
-from service.database import SessionMaker, build_engine, build_session_maker
+from tests.fresh import execute, fresh_database, with_path
 from tests.servers import running_for_tests
 
 REPOSITORY = Path(__file__).parent.parent
@@ -41,210 +30,23 @@ def migrated_template(servers: Servers) -> Iterator[str]:
     name = f"template_{secrets.token_hex(4)}"
 
     async def make() -> None:
-        await _execute(servers.database_url, f'CREATE DATABASE "{name}"')
-        await schema.migrate(_settings(servers, database_url=_with_path(servers.database_url, name)))
+        await execute(servers.database_url, f'CREATE DATABASE "{name}"')
+        await schema.migrate(_settings(servers, database_url=with_path(servers.database_url, name)))
 
     asyncio.run(make())
     yield name
-    asyncio.run(_execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
 @pytest.fixture
 async def empty_database(servers: Servers) -> AsyncIterator[str]:
     """The URL of a database without any table."""
-    name = f"test_{secrets.token_hex(6)}"
-    await _execute(servers.database_url, f'CREATE DATABASE "{name}"')
-    yield _with_path(servers.database_url, name)
-    await _execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    async with fresh_database(servers) as url:
+        yield url
 
 
 @pytest.fixture
 async def database_url(servers: Servers, migrated_template: str) -> AsyncIterator[str]:
     """The URL of a database with all tables and no rows."""
-    name = f"test_{secrets.token_hex(6)}"
-    await _execute(
-        servers.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}" STRATEGY FILE_COPY'
-    )
-    yield _with_path(servers.database_url, name)
-    await _execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-@pytest.fixture
-async def rabbitmq_url(servers: Servers) -> AsyncIterator[str]:
-    """The URL of a virtual host with nothing in it."""
-    name = f"test-{secrets.token_hex(6)}"
-    await asyncio.to_thread(_manage, servers, "PUT", f"/api/vhosts/{name}")
-    yield _with_path(servers.rabbitmq_url, name)
-    await asyncio.to_thread(_manage, servers, "DELETE", f"/api/vhosts/{name}")
-
-
-@pytest.fixture
-async def redis_url(servers: Servers) -> str:
-    """The URL of an empty Redis; tests of one run take turns."""
-    async with Redis.from_url(servers.redis_url) as redis:
-        await redis.flushdb()
-    return servers.redis_url
-
-
-@pytest.fixture
-def settings(database_url: str, rabbitmq_url: str, redis_url: str) -> Settings:
-    """Settings for a service on this test's servers."""
-    return Settings.model_validate(
-        {"database_url": database_url, "rabbitmq_url": rabbitmq_url, "redis_url": redis_url, "http_port": 0}
-    )
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on this test's database."""
-    engine = build_engine(
-        Settings.model_validate(
-            {"database_url": database_url, "rabbitmq_url": "amqp://unused", "redis_url": "redis://unused"}
-        )
-    )
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
-def sessions(engine: AsyncEngine) -> SessionMaker:
-    """Sessions on this test's database."""
-    return build_session_maker(engine)
-
-
-@dataclass
-class RunningService:
-    """A service process and where its servers are."""
-
-    http: str
-    rabbitmq_url: str
-    database_url: str
-    redis_url: str
-    process: asyncio.subprocess.Process
-    log: Path
-
-    async def kill(self) -> None:
-        """End it without a goodbye."""
-        self.process.kill()
-        await self.process.wait()
-
-    async def terminate(self) -> int:
-        """Ask it to end; gives its exit code."""
-        self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), 15)
-
-
-StartService = Callable[..., Awaitable[RunningService]]
-
-
-@pytest.fixture
-async def start_service(settings: Settings, tmp_path: Path) -> AsyncIterator[StartService]:
-    """Start the service as a process of its own, as often as a test likes; extra settings as keywords."""
-    started: list[RunningService] = []
-
-    async def start(**extra: str) -> RunningService:
-        log = tmp_path / f"service-{len(started)}.log"
-        with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service",
-                "serve",
-                cwd=REPOSITORY,
-                env={**os.environ, **environment(settings), **extra},
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-        service = RunningService(
-            http="",
-            rabbitmq_url=settings.rabbitmq_url.get_secret_value(),
-            database_url=settings.database_url.get_secret_value(),
-            redis_url=settings.redis_url.get_secret_value(),
-            process=process,
-            log=log,
-        )
-        started.append(service)
-        service.http = await _address(service)
-        return service
-
-    yield start
-    for service in started:
-        if service.process.returncode is None:
-            service.process.send_signal(signal.SIGTERM)
-    for service in started:
-        try:
-            await asyncio.wait_for(service.process.wait(), 15)
-        except TimeoutError:
-            await service.kill()
-
-
-@pytest.fixture
-async def service(start_service: StartService) -> RunningService:
-    """A running service with a fresh database and virtual host."""
-    return await start_service()
-
-
-@pytest.fixture
-async def client(service: RunningService) -> AsyncIterator[PersistenceClient]:
-    """A client of that service."""
-    async with PersistenceClient(service.rabbitmq_url, app_id="test", answer_timeout=10) as client:
-        yield client
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables."""
-    return {
-        "DATABASE_URL": settings.database_url.get_secret_value(),
-        "RABBITMQ_URL": settings.rabbitmq_url.get_secret_value(),
-        "REDIS_URL": settings.redis_url.get_secret_value(),
-        "HTTP_PORT": "0",
-        "LOG_FORMAT": "json",
-    }
-
-
-async def _address(service: RunningService) -> str:
-    """Where the service's side port is, once it says that it serves."""
-    async with asyncio.timeout(30):
-        while True:
-            for line in service.log.read_text().splitlines():
-                if '"serving"' in line:
-                    address: str = json.loads(line)["http"]
-                    return address
-            if service.process.returncode is not None:
-                raise AssertionError(
-                    f"the service ended with {service.process.returncode}:\n{service.log.read_text()}"
-                )
-            await asyncio.sleep(0.02)
-
-
-def _settings(servers: Servers, *, database_url: str) -> Settings:
-    return Settings.model_validate(
-        {"database_url": database_url, "rabbitmq_url": servers.rabbitmq_url, "redis_url": servers.redis_url}
-    )
-
-
-def _with_path(url: str, path: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{quote(path, safe='')}"))
-
-
-async def _execute(database_url: str, statement: str) -> None:
-    connection = await asyncpg.connect(database_url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-def _manage(servers: Servers, method: str, path: str) -> None:
-    """Ask the broker's management interface, which every way of finding servers comes with."""
-    if servers.rabbitmq_management_url is None:
-        raise RuntimeError("set RABBITMQ_MANAGEMENT_URL (http://user:password@host:15672): tests make virtual hosts")
-    parts = urlsplit(servers.rabbitmq_management_url)
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    base = f"{parts.scheme}://{parts.hostname}:{parts.port}"
-    passwords.add_password(None, base, parts.username or "", parts.password or "")
-    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(base + path, method=method, headers=headers)  # noqa: S310 - http, made above
-    with opener.open(request, timeout=10) as answer:
-        answer.read()
+    async with fresh_database(servers, template=migrated_template) as url:
+        yield url

@@ -1,0 +1,103 @@
+"""The baseline: FastStream and SQLAlchemy the way the manual and their documentation show, with our guarantees.
+
+One handler call, one session and one commit per message; the same rows in inbox, table and outbox.
+``python -m tests.benchmarks.manual_pattern`` runs until it is ended.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import uvloop
+from faststream import AckPolicy, FastStream
+from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from contracts import (
+    BotLogRef,
+    BotLogSaved,
+    OrderStatusChanged,
+    OrderView,
+    RecordTrade,
+    SaveBotLog,
+    TradeRecorded,
+    TradeView,
+    UpdateOrderStatus,
+)
+from contracts.topology import Lane
+from service.config import Settings
+from service.database import build_engine
+from service.inbox import payload_hash
+from service.models import BotLog, Exchange, InboxMessage, Order, Trade
+from service.outbox import record
+
+_PREFETCH = 20
+
+
+def build(settings: Settings) -> FastStream:
+    """The application: a subscriber for each lane the benchmarks use."""
+    broker = RabbitBroker(settings.rabbitmq_url.get_secret_value(), logger=None)
+    sessions = async_sessionmaker(build_engine(settings), expire_on_commit=False)
+
+    def subscriber(lane: Lane) -> Any:
+        return broker.subscriber(
+            RabbitQueue(lane.queue, declare=False),
+            channel=Channel(prefetch_count=_PREFETCH),
+            ack_policy=AckPolicy.REJECT_ON_ERROR,
+        )
+
+    @subscriber(Lane.TRADING)
+    async def trading(body: dict[str, Any], message: RabbitMessage) -> None:
+        async with sessions() as session, session.begin():
+            if await _is_new(session, message):
+                if message.raw_message.routing_key == RecordTrade.wire_name:
+                    await _record_trade(session, RecordTrade.model_validate(body))
+                else:
+                    await _update_order(session, UpdateOrderStatus.model_validate(body))
+
+    @subscriber(Lane.BOT_LOGS)
+    async def bot_logs(body: dict[str, Any], message: RabbitMessage) -> None:
+        async with sessions() as session, session.begin():
+            if await _is_new(session, message):
+                entry = BotLog(**SaveBotLog.model_validate(body).model_dump(exclude_none=True))
+                session.add(entry)
+                await session.flush()
+                record(session, BotLogSaved, after=BotLogRef.model_validate(entry))
+
+    return FastStream(broker, logger=None)
+
+
+async def _is_new(session: AsyncSession, message: RabbitMessage) -> bool:
+    key = message.raw_message.routing_key or ""
+    return (
+        await session.scalar(
+            insert(InboxMessage)
+            .values(message_id=UUID(message.message_id), command=key, payload_hash=payload_hash(key, message.body))
+            .on_conflict_do_nothing()
+            .returning(InboxMessage.message_id)
+        )
+    ) is not None
+
+
+async def _record_trade(session: AsyncSession, command: RecordTrade) -> None:
+    account = await session.get_one(Exchange, command.ex_id)
+    values = command.model_dump(exclude_none=True)
+    trade = Trade(**values, cat_ex_id=account.cat_ex_id, cost=command.size * command.price, fee=Decimal(0))
+    trade.timestamp = command.timestamp or datetime.now(UTC)
+    session.add(trade)
+    await session.flush()
+    record(session, TradeRecorded, after=TradeView.model_validate(trade))
+
+
+async def _update_order(session: AsyncSession, command: UpdateOrderStatus) -> None:
+    order = await session.get_one(Order, command.order_id, with_for_update=True)
+    before = OrderView.model_validate(order)
+    order.status = command.status
+    await session.flush()
+    record(session, OrderStatusChanged, before=before, after=OrderView.model_validate(order))
+
+
+if __name__ == "__main__":
+    uvloop.run(build(Settings.read()).run())

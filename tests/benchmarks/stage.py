@@ -1,0 +1,147 @@
+"""What each measurement begins with: a fresh database and virtual host, desks to trade at, and real trades."""
+
+import asyncio
+import csv
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+from contracts import RecordTrade, SaveBotLog
+from contracts.base import Command
+from contracts.client import new_message_id
+from contracts.topology import COMMANDS
+from deploy.servers import Servers
+from service import schema, topology
+from service.config import Settings
+from service.database import build_engine, build_session_maker
+from service.executor import Executor
+from tests.builders import Desk, Direct, a_desk
+from tests.fresh import environment, execute, fresh_database, fresh_vhost
+
+REPOSITORY: Final = Path(__file__).parents[2]
+TRADES_FILE: Final = REPOSITORY / "deploy" / "demo" / "data" / "trades_xrp_eth.csv"
+_IN_FLIGHT: Final = 500
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Servers of one measurement's own, with desks set up."""
+
+    settings: Settings
+    desks: Sequence[Desk]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **environment(self.settings), "LOG_LEVEL": "WARNING"}
+
+
+@asynccontextmanager
+async def a_stage(servers: Servers, *, desks: int) -> AsyncIterator[Stage]:
+    """A migrated database, a virtual host with the topology, and ``desks`` bots with accounts of their own."""
+    async with fresh_database(servers) as database_url, fresh_vhost(servers) as rabbitmq_url:
+        settings = Settings.model_validate(
+            {"database_url": database_url, "rabbitmq_url": rabbitmq_url, "redis_url": servers.redis_url}
+        )
+        await schema.migrate(settings)
+        engine = build_engine(settings)
+        executor = Direct(Executor(build_session_maker(engine)))
+        made = [await a_desk(executor) for _ in range(desks)]
+        await engine.dispose()
+        await execute(database_url, "TRUNCATE outbox, inbox")
+        async with a_channel(rabbitmq_url) as channel:
+            await topology.declare(channel)
+        yield Stage(settings, made)
+
+
+@asynccontextmanager
+async def a_channel(url: str) -> AsyncIterator[AbstractChannel]:
+    connection = await aio_pika.connect(url)
+    try:
+        yield await connection.channel()
+    finally:
+        await connection.close()
+
+
+def trades(desks: Sequence[Desk], number: int) -> Iterator[RecordTrade]:
+    """Real trades dealt out to the desks; where more are asked for than there are, the file begins again."""
+    with TRADES_FILE.open() as file:
+        rows = list(csv.DictReader(file))
+    for index, desk in zip(range(number), cycle(desks), strict=False):
+        row = rows[index % len(rows)]
+        yield desk.trade(
+            ex_trade_id=f"{row['ex_trade_id']}-{index // len(rows)}",
+            **{name: row[name] for name in ("side", "price", "size")},
+            timestamp=datetime.fromisoformat(row["timestamp"]),
+        )
+
+
+def logs(desks: Sequence[Desk], number: int) -> Iterator[SaveBotLog]:
+    """Log entries of the length bots write."""
+    for index, desk in zip(range(number), cycle(desks), strict=False):
+        yield SaveBotLog(
+            bot_id=desk.bot.bot_id,
+            action="tick",
+            symbol="XRP/ETH",
+            message=f"{index}: signal 0.{index % 997:03}, position 581, waiting for a better price",
+        )
+
+
+async def publish(stage: Stage, commands: Sequence[Command[Any]]) -> None:
+    """Put commands into their lanes, persistent and confirmed, in order."""
+    async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
+        exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
+        for start in range(0, len(commands), _IN_FLIGHT):
+            await asyncio.gather(
+                *(exchange.publish(message_of(c), c.wire_name) for c in commands[start : start + _IN_FLIGHT])
+            )
+
+
+def message_of(command: Command[Any]) -> aio_pika.Message:
+    """As `PersistenceClient` would send it."""
+    return aio_pika.Message(
+        command.model_dump_json(exclude_unset=True).encode(),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=str(new_message_id()),
+        type=command.wire_name,
+        app_id="bench",
+        headers={"schema_version": 1},
+    )
+
+
+@asynccontextmanager
+async def a_process(
+    stage: Stage, *command: str, log: Path | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process on this stage's servers, ended with the block."""
+    path = log or Path(os.devnull)
+    with path.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *command,
+            cwd=REPOSITORY,
+            env=stage.environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.communicate(), 20)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

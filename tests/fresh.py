@@ -1,0 +1,76 @@
+"""Databases and virtual hosts that are made for one purpose and gone afterwards."""
+
+import asyncio
+import secrets
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+
+from deploy.servers import Servers
+from service.config import Settings
+
+
+@asynccontextmanager
+async def fresh_database(servers: Servers, *, template: str | None = None) -> AsyncIterator[str]:
+    """The URL of a new database, empty or a copy of ``template``."""
+    name = f"test_{secrets.token_hex(6)}"
+    copy = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
+    await execute(servers.database_url, f'CREATE DATABASE "{name}"{copy}')
+    try:
+        yield with_path(servers.database_url, name)
+    finally:
+        await execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@asynccontextmanager
+async def fresh_vhost(servers: Servers) -> AsyncIterator[str]:
+    """The URL of a new virtual host with nothing in it."""
+    name = f"test-{secrets.token_hex(6)}"
+    await asyncio.to_thread(manage, servers, "PUT", f"/api/vhosts/{name}")
+    try:
+        yield with_path(servers.rabbitmq_url, name)
+    finally:
+        await asyncio.to_thread(manage, servers, "DELETE", f"/api/vhosts/{name}")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables of a service on a free port."""
+    return {
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "RABBITMQ_URL": settings.rabbitmq_url.get_secret_value(),
+        "REDIS_URL": settings.redis_url.get_secret_value(),
+        "HTTP_PORT": "0",
+        "LOG_FORMAT": "json",
+    }
+
+
+def with_path(url: str, path: str) -> str:
+    """The same server, another database or virtual host."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{quote(path, safe='')}"))
+
+
+async def execute(database_url: str, statement: str) -> None:
+    """Run one statement outside of a transaction."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def manage(servers: Servers, method: str, path: str) -> None:
+    """Ask the broker's management interface, which every way of finding servers comes with."""
+    if servers.rabbitmq_management_url is None:
+        raise RuntimeError("set RABBITMQ_MANAGEMENT_URL (http://user:password@host:15672): tests make virtual hosts")
+    parts = urlsplit(servers.rabbitmq_management_url)
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    base = f"{parts.scheme}://{parts.hostname}:{parts.port}"
+    passwords.add_password(None, base, parts.username or "", parts.password or "")
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(base + path, method=method, headers=headers)  # noqa: S310 - http, made above
+    with opener.open(request, timeout=10) as answer:
+        answer.read()
