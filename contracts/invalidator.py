@@ -49,6 +49,8 @@ class CacheInvalidator:
         self._on_event = on_event
         self._link = Link(url, name=queue, setup=self._consume)
         self._task: asyncio.Task[None] | None = None
+        self._is_held = False
+        self._missed = 0
         self._messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
@@ -69,8 +71,13 @@ class CacheInvalidator:
         await self._link.close()
 
     @property
-    def is_subscribed(self) -> bool:
-        return self._link.is_open
+    def is_current(self) -> bool:
+        """Whether every event that has arrived at the queue was applied, as far as can be known here.
+
+        False while the broker or Redis is away and until what was missed meanwhile is made up for; a reader goes
+        around the cache then.
+        """
+        return self._link.is_open and not self._is_held and self._missed <= 0
 
     async def run(self) -> None:
         """Apply events until cancelled, reconnecting as often as need be."""
@@ -94,10 +101,13 @@ class CacheInvalidator:
                 await self._remove(stale_keys)
             except (RedisError, OSError, TimeoutError):
                 # The keys stay stale as long as Redis is away; the event is not done before they are gone.
+                self._is_held = True
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(pause * 2, 1.0)
                 continue
             break
+        self._is_held = False
+        self._missed -= 1
         kind = EVENT_TYPES.get(message.routing_key or "")
         if self._on_event is not None and kind is not None:
             await self._on_event(kind.model_validate_json(message.body))
@@ -122,6 +132,7 @@ class CacheInvalidator:
         self._messages = asyncio.Queue()
         await channel.set_qos(prefetch_count=_PREFETCH)
         queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(EVENT_QUEUE_ARGUMENTS))
+        self._missed = queue.declaration_result.message_count or 0
         for routing_key in self._bindings:
             await queue.bind(EVENTS.name, routing_key)
         await queue.consume(self._messages.put)

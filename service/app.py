@@ -59,11 +59,6 @@ class Service:
             LaneConsumer(queue, executor, self._publisher, batch_size=settings.batch_size, committed=self._relay.wake)
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
         ]
-        self._lookups = LookupServer(sessions, cache, self._publisher)
-        self._consumers = Consumers(settings)
-        for lane in self._lanes:
-            self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
-        self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)
         # The service is a reader like any other: its own change events keep its cache fresh.
         self._invalidator = CacheInvalidator(
             url,
@@ -72,6 +67,13 @@ class Service:
             namespace=settings.cache_namespace,
             bindings=("symbol.#",),
         )
+        self._lookups = LookupServer(
+            sessions, cache, self._publisher, cache_is_current=lambda: self._invalidator.is_current
+        )
+        self._consumers = Consumers(settings)
+        for lane in self._lanes:
+            self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
+        self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)
         self._control = Link(url, name="persistence-control", setup=topology.declare)
         self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._control)
         self._http = HttpServer(settings, self._health)

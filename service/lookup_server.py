@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,11 +39,15 @@ class LookupServer:
         cache: LeasedCache,
         publisher: Publisher,
         answers: Mapping[type[Lookup[Any]], Answer] = ANSWERS,
+        *,
+        cache_is_current: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``cache_is_current`` tells whether the cache may be read; while it may not, the database is."""
         self._sessions = sessions
         self._cache = cache
         self._publisher = publisher
         self._answers = answers
+        self._cache_is_current = cache_is_current
         self._loading = asyncio.Semaphore(_AT_ONCE)
         self._open = 0
 
@@ -92,7 +96,7 @@ class LookupServer:
             source = answer.source(lookup)
             value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh))
             return _dump(lookup, answer.derive(value))
-        if answer.key is None or fresh:
+        if answer.key is None or fresh or not self._cache_is_current():
             return await self._load(lookup, answer)
         return await self._cache.get(answer.key(lookup), lambda: self._load(lookup, answer))
 
