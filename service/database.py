@@ -37,6 +37,7 @@ def build_engine(settings: Settings, *, application_name: str = "persistence") -
             "server_settings": {
                 "application_name": application_name,
                 "jit": "off",
+                "timezone": "UTC",
                 "statement_timeout": str(round(settings.db_command_timeout * 2_000)),
                 "idle_in_transaction_session_timeout": "10000",
                 "lock_timeout": "4000",

@@ -16,10 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.base import COMMAND_TYPES, Command, ErrorBody, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, Refusal
+from contracts.topology import MAX_CHANGES_PER_EVENT
 from service import dead_letters, inbox
 from service.commands import HANDLERS
 from service.database import SessionMaker
-from service.errors import is_transient, refusal_for
+from service.errors import is_transient, reason, refusal_for
 from service.inbox import Handled
 from service.observability import COMMANDS_HANDLED
 from service.outbox import set_cause
@@ -130,6 +131,7 @@ class _Attempt:
         self._token = token
         self._run: list[_Task] = []
         """Commands of one type, next to each other in the batch, that are carried out together."""
+        self._running: set[UUID] = set()
         self.handled: list[Handled] = []
         """What the inbox has to remember."""
 
@@ -141,10 +143,12 @@ class _Attempt:
             return
         if self._run and (
             type(self._run[0].request) is not type(task.request)
-            or any(task.message_id == other.message_id for other in self._run)
+            or task.message_id in self._running
+            or len(self._run) == MAX_CHANGES_PER_EVENT
         ):
             await self.carry_out_run()
         self._run.append(task)
+        self._running.add(task.identity)
 
     def _can_run(self, task: _Task) -> bool:
         """Whether it is a command whose handler takes many, and nobody waits for its answer."""
@@ -157,7 +161,7 @@ class _Attempt:
 
     async def carry_out_run(self) -> None:
         """Carry out the run with one call, then one by one what that left over."""
-        run, self._run = self._run, []
+        run, self._run, self._running = self._run, [], set()
         made = await self._carry_out_many(run) if len(run) > 1 else {}
         for position, task in enumerate(run):
             if position in made:
@@ -181,7 +185,8 @@ class _Attempt:
         except Exception as error:
             if is_transient(error):
                 raise
-            # Not worth a message of its own: whoever is at fault will say so when carried out alone.
+            # Whoever is at fault will say so when carried out alone. Slow, so worth a look if it happens often.
+            log.warning("batch_taken_apart", command=run[0].received.command, size=len(run), error=reason(error))
             return {}
 
     async def _carry_out(self, task: _Task) -> None:

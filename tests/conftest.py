@@ -1,16 +1,25 @@
 """Real servers for every test: a database and a virtual host of its own, gone when it ends."""
 
 import asyncio
+import json
+import os
 import secrets
+import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from contracts.client import PersistenceClient
 from deploy.servers import Servers
 from service import schema
-from tests.fresh import execute, fresh_database, with_path
+from service.config import Settings
+from service.database import SessionMaker, build_engine, build_session_maker
+from tests.fresh import environment, execute, fresh_database, fresh_vhost, with_path
 from tests.servers import running_for_tests
 
 REPOSITORY = Path(__file__).parent.parent
@@ -50,3 +59,144 @@ async def database_url(servers: Servers, migrated_template: str) -> AsyncIterato
     """The URL of a database with all tables and no rows."""
     async with fresh_database(servers, template=migrated_template) as url:
         yield url
+
+
+@pytest.fixture
+async def rabbitmq_url(servers: Servers) -> AsyncIterator[str]:
+    """The URL of a virtual host with nothing in it."""
+    async with fresh_vhost(servers) as url:
+        yield url
+
+
+@pytest.fixture
+async def redis_url(servers: Servers) -> str:
+    """The URL of an empty Redis; tests of one run take turns."""
+    async with Redis.from_url(servers.redis_url) as redis:
+        await redis.flushdb()
+    return servers.redis_url
+
+
+@pytest.fixture
+def settings(database_url: str, rabbitmq_url: str, redis_url: str) -> Settings:
+    """Settings for a service on this test's servers."""
+    return Settings.model_validate(
+        {"database_url": database_url, "rabbitmq_url": rabbitmq_url, "redis_url": redis_url, "http_port": 0}
+    )
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on this test's database."""
+    engine = build_engine(
+        Settings.model_validate(
+            {"database_url": database_url, "rabbitmq_url": "amqp://unused", "redis_url": "redis://unused"}
+        )
+    )
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: AsyncEngine) -> SessionMaker:
+    """Sessions on this test's database."""
+    return build_session_maker(engine)
+
+
+@dataclass
+class RunningService:
+    """A service process and where its servers are."""
+
+    http: str
+    rabbitmq_url: str
+    database_url: str
+    redis_url: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+    async def kill(self) -> None:
+        """End it without a goodbye."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def terminate(self) -> int:
+        """Ask it to end; gives its exit code."""
+        self.process.terminate()
+        return await asyncio.wait_for(self.process.wait(), 15)
+
+
+StartService = Callable[..., Awaitable[RunningService]]
+
+
+@pytest.fixture
+async def start_service(settings: Settings, tmp_path: Path) -> AsyncIterator[StartService]:
+    """Start the service as a process of its own, as often as a test likes; extra settings as keywords."""
+    started: list[RunningService] = []
+
+    async def start(**extra: str) -> RunningService:
+        log = tmp_path / f"service-{len(started)}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service",
+                "serve",
+                cwd=REPOSITORY,
+                env={**os.environ, **environment(settings), **extra},
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        service = RunningService(
+            http="",
+            rabbitmq_url=settings.rabbitmq_url.get_secret_value(),
+            database_url=settings.database_url.get_secret_value(),
+            redis_url=settings.redis_url.get_secret_value(),
+            process=process,
+            log=log,
+        )
+        started.append(service)
+        service.http = await _address(service)
+        return service
+
+    yield start
+    for service in started:
+        if service.process.returncode is None:
+            service.process.send_signal(signal.SIGTERM)
+    for service in started:
+        try:
+            await asyncio.wait_for(service.process.wait(), 15)
+        except TimeoutError:
+            await service.kill()
+
+
+@pytest.fixture
+async def service(start_service: StartService) -> RunningService:
+    """A running service with a fresh database and virtual host."""
+    return await start_service()
+
+
+@pytest.fixture
+async def client(service: RunningService) -> AsyncIterator[PersistenceClient]:
+    """A client of that service."""
+    async with PersistenceClient(service.rabbitmq_url, app_id="test", answer_timeout=10) as client:
+        yield client
+
+
+async def _address(service: RunningService) -> str:
+    """Where the service's side port is, once it says that it serves."""
+    async with asyncio.timeout(30):
+        while True:
+            for line in service.log.read_text().splitlines():
+                if '"serving"' in line:
+                    address: str = json.loads(line)["http"]
+                    return address
+            if service.process.returncode is not None:
+                raise AssertionError(
+                    f"the service ended with {service.process.returncode}:\n{service.log.read_text()}"
+                )
+            await asyncio.sleep(0.02)
+
+
+def _settings(servers: Servers, *, database_url: str) -> Settings:
+    return Settings.model_validate(
+        {"database_url": database_url, "rabbitmq_url": servers.rabbitmq_url, "redis_url": servers.redis_url}
+    )

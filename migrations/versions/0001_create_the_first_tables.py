@@ -178,7 +178,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["uid"], ["users.uid"], name=op.f("fk_exchanges_uid_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("ex_id", name=op.f("pk_exchanges")),
-        sa.UniqueConstraint("ex_id", "cat_ex_id", name=op.f("uq_exchanges_ex_id_cat_ex_id")),
+        sa.UniqueConstraint("ex_id", "uid", "cat_ex_id", name=op.f("uq_exchanges_ex_id_uid_cat_ex_id")),
         sa.UniqueConstraint("ex_id", "uid", name=op.f("uq_exchanges_ex_id_uid")),
         sa.UniqueConstraint("uid", "cat_ex_id", "ex_name", name=op.f("uq_exchanges_uid_cat_ex_id_ex_name")),
     )
@@ -323,15 +323,9 @@ def upgrade() -> None:
             ondelete="SET NULL (bot_id)",
         ),
         sa.ForeignKeyConstraint(
-            ["ex_id", "cat_ex_id"],
-            ["exchanges.ex_id", "exchanges.cat_ex_id"],
-            name=op.f("fk_orders_ex_id_cat_ex_id_exchanges"),
-            ondelete="CASCADE",
-        ),
-        sa.ForeignKeyConstraint(
-            ["ex_id", "uid"],
-            ["exchanges.ex_id", "exchanges.uid"],
-            name=op.f("fk_orders_ex_id_uid_exchanges"),
+            ["ex_id", "uid", "cat_ex_id"],
+            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
+            name=op.f("fk_orders_ex_id_uid_cat_ex_id_exchanges"),
             ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
@@ -340,7 +334,6 @@ def upgrade() -> None:
             name=op.f("fk_orders_symbol_id_cat_ex_id_symbols"),
             ondelete="RESTRICT",
         ),
-        sa.ForeignKeyConstraint(["uid"], ["users.uid"], name=op.f("fk_orders_uid_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("order_id", name=op.f("pk_orders")),
         sa.UniqueConstraint("client_order_id", name=op.f("uq_orders_client_order_id")),
         sa.UniqueConstraint("order_id", "uid", name=op.f("uq_orders_order_id_uid")),
@@ -415,15 +408,9 @@ def upgrade() -> None:
             ondelete="SET NULL (bot_id)",
         ),
         sa.ForeignKeyConstraint(
-            ["ex_id", "cat_ex_id"],
-            ["exchanges.ex_id", "exchanges.cat_ex_id"],
-            name=op.f("fk_trades_ex_id_cat_ex_id_exchanges"),
-            ondelete="CASCADE",
-        ),
-        sa.ForeignKeyConstraint(
-            ["ex_id", "uid"],
-            ["exchanges.ex_id", "exchanges.uid"],
-            name=op.f("fk_trades_ex_id_uid_exchanges"),
+            ["ex_id", "uid", "cat_ex_id"],
+            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
+            name=op.f("fk_trades_ex_id_uid_cat_ex_id_exchanges"),
             ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
@@ -438,7 +425,6 @@ def upgrade() -> None:
             name=op.f("fk_trades_symbol_id_cat_ex_id_symbols"),
             ondelete="RESTRICT",
         ),
-        sa.ForeignKeyConstraint(["uid"], ["users.uid"], name=op.f("fk_trades_uid_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("trade_id", name=op.f("pk_trades")),
     )
     op.create_index(

@@ -7,7 +7,6 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -32,7 +31,7 @@ class Order(Versioned, Base):
     ex_order_id: Mapped[str | None] = mapped_column(String(64))
     client_order_id: Mapped[UUID | None] = mapped_column(unique=True)
     bot_id: Mapped[int | None]
-    uid: Mapped[int] = mapped_column(ForeignKey("users.uid", ondelete="CASCADE"))
+    uid: Mapped[int]
     ex_id: Mapped[int]
     cat_ex_id: Mapped[int]
     symbol_id: Mapped[int]
@@ -53,8 +52,11 @@ class Order(Versioned, Base):
     __table_args__ = (
         # Owner, bot, account and the symbol's exchange belong together; no row can say otherwise.
         ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="SET NULL (bot_id)"),
-        ForeignKeyConstraint(["ex_id", "uid"], ["exchanges.ex_id", "exchanges.uid"], ondelete="CASCADE"),
-        ForeignKeyConstraint(["ex_id", "cat_ex_id"], ["exchanges.ex_id", "exchanges.cat_ex_id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["ex_id", "uid", "cat_ex_id"],
+            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
+            ondelete="CASCADE",
+        ),
         ForeignKeyConstraint(
             ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
         ),

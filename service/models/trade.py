@@ -6,7 +6,6 @@ from decimal import Decimal
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -30,7 +29,7 @@ class Trade(Base):
     order_id: Mapped[int | None] = mapped_column(BigInteger)
     ex_order_id: Mapped[str | None] = mapped_column(String(64))
     bot_id: Mapped[int | None]
-    uid: Mapped[int] = mapped_column(ForeignKey("users.uid", ondelete="CASCADE"))
+    uid: Mapped[int]
     ex_id: Mapped[int]
     cat_ex_id: Mapped[int]
     symbol_id: Mapped[int]
@@ -49,8 +48,11 @@ class Trade(Base):
 
     __table_args__ = (
         ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="SET NULL (bot_id)"),
-        ForeignKeyConstraint(["ex_id", "uid"], ["exchanges.ex_id", "exchanges.uid"], ondelete="CASCADE"),
-        ForeignKeyConstraint(["ex_id", "cat_ex_id"], ["exchanges.ex_id", "exchanges.cat_ex_id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["ex_id", "uid", "cat_ex_id"],
+            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
+            ondelete="CASCADE",
+        ),
         ForeignKeyConstraint(
             ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
         ),

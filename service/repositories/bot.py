@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from contracts.bot import BotCreated, BotExchangeAdded, BotExchangeView, BotLogRef, BotLogSaved, BotView, SaveBotLog
-from contracts.topology import MAX_CHANGES_PER_EVENT
 from service.models import Bot, BotExchange, BotLog, Exchange
 from service.outbox import change_as_json, record
 from service.repositories.base import BaseRepository, differing
@@ -43,7 +42,7 @@ WITH given AS MATERIALIZED (
     SELECT 'bot_log.saved', array_agg(cause ORDER BY place),
         '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}'
     FROM given
-    GROUP BY (place - 1) / {MAX_CHANGES_PER_EVENT}
+    HAVING count(*) > 0
 )
 SELECT place - 1 AS position, log_id FROM given
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
@@ -101,7 +100,7 @@ class BotRepository(BaseRepository[Bot]):
         return entry
 
     async def save_new_logs(self, entries: Sequence[SaveBotLog], causes: Sequence[UUID]) -> dict[int, int]:
-        """Store and announce those of ``entries`` whose bot exists, in one statement.
+        """Store and announce those of ``entries`` whose bot exists, in one statement and one event.
 
         Gives the id of each by its position. ``causes`` are the ids of the messages they came in.
         """

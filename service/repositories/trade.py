@@ -11,7 +11,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
-from contracts.topology import MAX_CHANGES_PER_EVENT
 from contracts.trade import RecordTrade, TradeRecorded, TradeView
 from service.models import Trade
 from service.outbox import change_as_json, record
@@ -60,12 +59,16 @@ WITH given AS MATERIALIZED (
     RETURNING *
 ), announced AS (
     INSERT INTO outbox (type, causation_ids, changes, stale_keys)
-    SELECT 'trade.recorded', array_agg(given.cause ORDER BY given.position),
-        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY given.position) || ']', '{{}}'
-    FROM stored JOIN given USING (trade_id)
-    GROUP BY (given.position - 1) / {MAX_CHANGES_PER_EVENT}
+    SELECT 'trade.recorded',
+        (
+            SELECT array_agg(cause ORDER BY position) FILTER (WHERE trade_id IN (SELECT trade_id FROM stored))
+            FROM given
+        ),
+        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY trade_id) || ']', '{{}}'
+    FROM stored
+    HAVING count(*) > 0
 )
-SELECT given.position - 1 AS position, trade_id FROM stored JOIN given USING (trade_id)
+SELECT position - 1 AS position, trade_id, trade_id IN (SELECT trade_id FROM stored) AS is_new FROM given
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 
@@ -125,14 +128,14 @@ class TradeRepository(BaseRepository[Trade]):
         return existing, False
 
     async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> dict[int, int]:
-        """Store and announce those of ``trades`` that are new and in order, in one statement.
+        """Store and announce those of ``trades`` that are new and in order, in one statement and one event.
 
         Gives the id of each by its position. The others are left alone: known ones, and those that `record_trade`
         would refuse. ``causes`` are the ids of the messages they came in.
         """
         rows = f"[{','.join(trade.model_dump_json(exclude_none=True) for trade in trades)}]"
         stored = await self.session.execute(_RECORD_NEW, {"rows": rows, "causes": list(causes)})
-        return {row.position: row.trade_id for row in stored}
+        return {row.position: row.trade_id for row in stored if row.is_new}
 
     async def get_trades_by_user(self, uid: int, limit: int = 100) -> list[Trade]:
         """A user's newest trades, newest first."""

@@ -132,7 +132,7 @@ async def a_process(
             *command,
             cwd=REPOSITORY,
             env=stage.environment,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE if log is None else output,
             stderr=output,
         )
     try:

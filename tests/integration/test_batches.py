@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from contracts import AddBot, BotLogSaved, RecordTrade, SaveBotLog, TradeRecorded
 from contracts.base import EVENT_TYPES, Command
 from service.database import SessionMaker
 from service.executor import Executor
-from service.models import BotLog, OutboxEvent, Trade
+from service.models import BotLog, InboxMessage, OutboxEvent, Trade
 from tests.builders import Desk, Direct, a_desk, received
 
 
@@ -34,6 +34,12 @@ async def announced(sessions: SessionMaker, kind: str) -> list[Any]:
     return [{**change, "after": view.model_validate(change["after"])} for change in changes]
 
 
+async def made_together(sessions: SessionMaker) -> int:
+    """How many messages were carried out by a handler for many."""
+    async with sessions() as session:
+        return await session.scalar(select(func.count()).where(InboxMessage.row_id.is_not(None))) or 0
+
+
 def unasked(*commands: Command[Any]) -> list[Any]:
     return [received(command, reply_to=None) for command in commands]
 
@@ -54,6 +60,7 @@ class TestTradesTogether:
 
         await executor.execute(unasked(*again))
 
+        assert await made_together(sessions) == 4
         async with sessions() as session:
             rows = [row.to_dict() for row in await session.scalars(select(Trade).order_by(Trade.trade_id))]
         differ = {"trade_id", "ex_trade_id", "recorded_at"}
@@ -165,6 +172,7 @@ class TestLogsTogether:
 
         await executor.execute(unasked(*entries, SaveBotLog(bot_id=999, message="nobody's")))
 
+        assert await made_together(sessions) == 10
         async with sessions() as session:
             rows = list(await session.scalars(select(BotLog).order_by(BotLog.log_id)))
         assert [row.message for row in rows] == [entry.message for entry in entries]
