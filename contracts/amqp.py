@@ -12,6 +12,7 @@ from typing import Final
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
+from aiormq.exceptions import InvalidFrameError
 from yarl import URL
 
 BROKEN_LINK: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
@@ -81,7 +82,7 @@ class Link:
             await self._discard()
             with lost_links_as_errors():
                 async with asyncio.timeout(self._timeout):
-                    self._connection = await aio_pika.connect(self._url, timeout=self._timeout)
+                    self._connection = await self._connect()
                     channel = await self._connection.channel(
                         publisher_confirms=self._confirms, on_return_raises=self._confirms
                     )
@@ -89,6 +90,16 @@ class Link:
                         await self._setup(channel)
             self._channel = channel
             return channel
+
+    async def _connect(self) -> AbstractConnection:
+        try:
+            return await aio_pika.connect(self._url, timeout=self._timeout)
+        except InvalidFrameError:
+            # What aiormq makes of a refusal that names the virtual host.
+            vhost = self._url.path.removeprefix("/") or "/"
+            raise ConnectionError(
+                f"the broker refuses the virtual host {vhost!r}: does it exist, and may the user use it?"
+            ) from None
 
     async def close(self) -> None:
         """Close the connection; a later call opens a new one."""

@@ -96,7 +96,7 @@ class Service:
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
             await self._consumers.start()
-            await self._http.start()
+            self._http.start()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)
             self._health.is_stopping = True
@@ -112,6 +112,13 @@ class Service:
 
     async def _reach_servers(self) -> None:
         """Fail early and in words: later the same outages are waited out."""
+        try:
+            self._http.listen()
+        except OSError as error:
+            where = f"{self._settings.http_host}:{self._settings.http_port}"
+            raise StartError(
+                f"HTTP_PORT: {where} cannot be listened on ({error.strerror}); 0 takes a free port"
+            ) from error
         try:
             revision = await schema.current(self._engine)
         except Exception as error:

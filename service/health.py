@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from sqlalchemy import text
 
-from contracts.amqp import BROKEN_LINK, Link
+from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link
 from service.consumers import Consumers, Lane
 from service.database import SessionMaker
 from service.relay import Relay
@@ -49,13 +49,17 @@ class Health:
     async def _subscriptions(self) -> str:
         if missing := await self._consumers.missing():
             return f"not subscribed to {', '.join(missing)}"
+        queue_name = ""
         try:
             # What the broker says counts: a subscription it has forgotten looks alive from here.
             channel = await self._control.channel()
             for lane in self._lanes:
-                queue = await channel.declare_queue(lane.queue, passive=True, timeout=2)
+                queue_name = lane.queue
+                queue = await channel.declare_queue(queue_name, passive=True, timeout=2)
                 if not queue.declaration_result.consumer_count:
                     return f"the broker knows no consumer of {lane.queue}"
+        except ChannelNotFoundEntity:
+            return f"the broker knows no queue {queue_name}"
         except BROKEN_LINK as error:
             return f"the broker does not answer ({type(error).__name__})"
         return "ok"

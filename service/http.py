@@ -1,6 +1,7 @@
 """The side port: health, metrics and the description of the messages. Nothing here changes anything."""
 
 import asyncio
+import socket
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,38 +40,36 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                host=settings.http_host,
-                port=settings.http_port,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=1,
             )
         )
+        self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
         """Where it listens."""
-        sockets = [socket for server in getattr(self._server, "servers", []) for socket in server.sockets]
-        host, port = sockets[0].getsockname()[:2] if sockets else (self._settings.http_host, self._settings.http_port)
+        host, port = self._socket.getsockname()[:2] if self._socket else (self._settings.http_host, 0)
         return f"http://{host}:{port}"
 
-    async def start(self) -> None:
-        """Listen; raises OSError if the port is taken."""
-        self._task = asyncio.create_task(self._server.serve(), name="http")
-        while not self._server.started:
-            if self._task.done():
-                raise OSError(
-                    f"HTTP_PORT: {self._settings.http_host}:{self._settings.http_port} cannot be listened on; "
-                    "set another HTTP_PORT, or 0 for a free one"
-                )
-            await asyncio.sleep(0.01)
+    def listen(self) -> None:
+        """Take the port; raises OSError if it cannot be had."""
+        self._socket = socket.create_server((self._settings.http_host, self._settings.http_port))
+
+    def start(self) -> None:
+        """Answer requests from now on."""
+        sockets = [self._socket] if self._socket else None
+        self._task = asyncio.create_task(self._server.serve(sockets=sockets), name="http")
 
     async def stop(self) -> None:
         if self._task is not None:
             self._server.should_exit = True
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
 
 
 @get

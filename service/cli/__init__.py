@@ -1,6 +1,7 @@
 """The ``persistence`` command."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
@@ -61,6 +62,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def main() -> None:
     """Entry point: every foreseeable failure is one line that says what to do, and exit code 2."""
+    # What libraries log about a failure is in the one line that this command says about it.
+    logging.basicConfig(handlers=[logging.NullHandler()])
     try:
         app()
     except (SettingsError, StartError) as error:

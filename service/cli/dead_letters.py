@@ -4,13 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
+import asyncpg
 import typer
 import uvloop
 from aio_pika import DeliveryMode, Message
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.amqp import BROKEN_LINK, Link
@@ -19,11 +21,13 @@ from service import dead_letters
 from service.app import StartError
 from service.config import Settings
 from service.database import build_engine, build_session_maker
-from service.errors import reason
+from service.errors import reason, sqlstate
 from service.executor import REPLAY_HEADER
 from service.models import DeadLetter
 
 T = TypeVar("T")
+
+_NO_SUCH_TABLE: Final = "42P01"
 
 app = typer.Typer(help="Commands that were refused.", no_args_is_help=True)
 
@@ -96,7 +100,9 @@ async def _session() -> AsyncIterator[AsyncSession]:
     try:
         async with build_session_maker(engine).begin() as session:
             yield session
-    except OSError as error:
+    except (OSError, asyncpg.PostgresError, DBAPIError) as error:
+        if sqlstate(error) == _NO_SUCH_TABLE:
+            raise StartError("DATABASE_URL: the database has no tables yet; run `persistence migrate`") from error
         raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
     finally:
         await engine.dispose()
