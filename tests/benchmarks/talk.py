@@ -1,0 +1,166 @@
+"""How long a message takes, and how many questions are answered, in processes of their own."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit import RabbitBroker
+
+from contracts import GetSymbol
+from contracts.client import PersistenceClient, new_message_id
+from contracts.topology import EVENTS
+from deploy.servers import Servers
+from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, trades
+
+AT_ONCE = 100
+
+
+async def lookups(servers: Servers, number: int) -> float:
+    """Cached lookups per second, 100 at once, client and service in processes of their own."""
+    async with a_stage(servers, desks=1) as stage, a_service(stage):
+        [desk] = stage.desks
+        question = GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id)
+        async with PersistenceClient(stage.settings.rabbitmq_url.get_secret_value(), answer_timeout=30) as client:
+            await client.lookup(question)
+
+            async def ask() -> None:
+                await client.lookup(question)
+
+            return await _rate(ask, number)
+
+
+async def echo(servers: Servers, number: int) -> float:
+    """Round trips per second of a bare aio-pika echo, 100 at once, in processes of their own."""
+    async with a_stage(servers, desks=0) as stage, a_process(stage, "tests.benchmarks.echo") as process:
+        await _line(process)
+        async with an_asker(stage.settings.rabbitmq_url.get_secret_value()) as ask:
+            return await _rate(ask, number)
+
+
+async def faststream_request(servers: Servers, number: int) -> float:
+    """Round trips per second of FastStream's own request, 100 at once, against the same echo."""
+    async with a_stage(servers, desks=0) as stage, a_process(stage, "tests.benchmarks.echo") as process:
+        await _line(process)
+        async with RabbitBroker(stage.settings.rabbitmq_url.get_secret_value(), logger=None) as broker:
+            await broker.connect()
+
+            async def ask() -> None:
+                await broker.request(b"{}", queue="echo", timeout=30)
+
+            return await _rate(ask, number)
+
+
+async def event_latency(servers: Servers, number: int, *, per_second: int) -> list[float]:
+    """Seconds from publishing a trade to receiving its event, at a steady rate, in order of publishing."""
+    async with a_stage(servers, desks=10) as stage, a_service(stage):
+        url = stage.settings.rabbitmq_url.get_secret_value()
+        received: dict[str, float] = {}
+        async with a_channel(url) as channel, PersistenceClient(url) as client:
+            queue = await channel.declare_queue("bench.events", durable=True, arguments={"x-queue-type": "quorum"})
+            await queue.bind(EVENTS.name, "trade.recorded")
+
+            async def note(message: AbstractIncomingMessage) -> None:
+                now = time.perf_counter()
+                for cause in json.loads(message.body)["causation_ids"]:
+                    received[cause] = now
+                await message.ack()
+
+            await queue.consume(note)
+            sent: dict[str, float] = {}
+
+            async def send(trade: Any) -> None:
+                message_id = new_message_id()
+                sent[str(message_id)] = time.perf_counter()
+                await client.publish(trade, message_id=message_id)
+
+            began = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for index, trade in enumerate(trades(stage.desks, number)):
+                    await asyncio.sleep(max(0.0, began + index / per_second - time.perf_counter()))
+                    group.create_task(send(trade))
+            async with asyncio.timeout(30):
+                while len(received) < number:
+                    await asyncio.sleep(0.01)
+        return [received[key] - sent[key] for key in sent]
+
+
+async def echo_latency(servers: Servers, number: int) -> list[float]:
+    """Seconds of a bare aio-pika round trip, one after the other."""
+    async with a_stage(servers, desks=0) as stage, a_process(stage, "tests.benchmarks.echo") as process:
+        await _line(process)
+        times = []
+        async with an_asker(stage.settings.rabbitmq_url.get_secret_value()) as ask:
+            for _ in range(number):
+                began = time.perf_counter()
+                await ask()
+                times.append(time.perf_counter() - began)
+        return times
+
+
+def percentile(times: list[float], percent: int) -> float:
+    """The time that ``percent`` of them do not exceed."""
+    return statistics.quantiles(times, n=100, method="inclusive")[percent - 1]
+
+
+@asynccontextmanager
+async def a_service(stage: Stage) -> AsyncIterator[None]:
+    """The real service, once every lane has its consumer."""
+    async with a_process(stage, "service", "serve"):
+        async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
+            async with asyncio.timeout(30):
+                while True:
+                    queue = await channel.declare_queue("persistence.lookups", passive=True)
+                    if queue.declaration_result.consumer_count:
+                        break
+                    await asyncio.sleep(0.05)
+        yield
+
+
+@asynccontextmanager
+async def an_asker(url: str) -> AsyncIterator[Any]:
+    """A function that makes one round trip through the echo, over one reply consumer."""
+    async with a_channel(url) as channel:
+        waiting: dict[str, asyncio.Future[None]] = {}
+        replies = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            waiting.pop(message.correlation_id or "").set_result(None)
+
+        await replies.consume(receive, no_ack=True)
+
+        async def ask() -> None:
+            key = uuid4().hex
+            future = waiting[key] = asyncio.get_running_loop().create_future()
+            message = aio_pika.Message(b"{}", correlation_id=key, reply_to="amq.rabbitmq.reply-to")
+            await channel.default_exchange.publish(message, "echo")
+            await future
+
+        yield ask
+
+
+async def _rate(ask: Any, number: int) -> float:
+    left = number
+
+    async def one_of_many() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await ask()
+
+    for _ in range(20):
+        await ask()
+    began = time.perf_counter()
+    await asyncio.gather(*(one_of_many() for _ in range(AT_ONCE)))
+    return number / (time.perf_counter() - began)
+
+
+async def _line(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout is not None
+    return await asyncio.wait_for(process.stdout.readline(), 30)
