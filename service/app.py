@@ -96,6 +96,7 @@ class Service:
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
             await self._consumers.start()
+            start("subscriptions", self._consumers.watch(self._control))
             self._http.start()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)

@@ -22,8 +22,9 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
 
-from contracts.amqp import BROKEN_LINK, lost_links_as_errors
+from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import Reply
+from contracts.topology import COMMANDS
 from service import tolerant_amqp
 from service.config import Settings
 from service.errors import is_transient
@@ -33,6 +34,9 @@ from service.publisher import Publisher
 from service.received import Received
 
 log = structlog.get_logger()
+
+_WATCH_SECONDS: Final = 1.0
+_GONE_SECONDS: Final = 5.0
 
 Receive = Callable[[IncomingMessage], Awaitable[None]]
 
@@ -187,6 +191,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value if isinstance(value, int | float | bool | None) else _text(value)[:1_000]
 
 
+class SubscriptionLostError(Exception):
+    """A queue has had no consumer of ours for too long, although the broker answers."""
+
+
 class Consumers:
     """The service's subscriptions at the broker."""
 
@@ -236,6 +244,23 @@ class Consumers:
             async with asyncio.timeout(3):
                 await self._broker.stop()
 
+    async def watch(self, control: Link) -> None:
+        """Raise `SubscriptionLostError` once a subscription is gone for good; waits out outages of the broker.
+
+        The client library tries once to restore a subscription that the broker has cancelled, and a channel whose
+        restoration failed stays dead on a living connection. Only a new start brings those back.
+        """
+        gone_since: float | None = None
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            missing = await self.missing()
+            if not missing or not await _answers(control):
+                gone_since = None
+                continue
+            gone_since = gone_since or time.monotonic()
+            if time.monotonic() - gone_since > _GONE_SECONDS:
+                raise SubscriptionLostError(f"no consumer of {', '.join(missing)} for {_GONE_SECONDS:g} s")
+
     async def missing(self) -> list[str]:
         """Queues without a living subscription of ours, as the client library sees it."""
         return [name for name, subscriber in self._subscribers.items() if not await _is_subscribed(subscriber)]
@@ -252,6 +277,17 @@ async def _is_subscribed(subscriber: RabbitSubscriber) -> bool:
     except BROKEN_LINK:
         return False
     return not channel.is_closed and tag in getattr(channel, "consumers", ())
+
+
+async def _answers(control: Link) -> bool:
+    try:
+        with lost_links_as_errors():
+            async with asyncio.timeout(2):
+                channel = await control.channel()
+                await channel.declare_exchange(COMMANDS.name, passive=True)
+    except BROKEN_LINK:
+        return False
+    return True
 
 
 async def _never_called() -> None:

@@ -1,0 +1,1 @@
+"""The main job on real trades, from the bots' messages to a downstream cache, and a check of every row of it."""
