@@ -4,6 +4,7 @@ One handler call, one session and one commit per message; the same rows in inbox
 ``python -m tests.benchmarks.manual_pattern`` runs until it is ended.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -35,18 +36,21 @@ from service.outbox import record
 
 _PREFETCH = 20
 
+Handler = Callable[[dict[str, Any], RabbitMessage], Awaitable[None]]
+
 
 def build(settings: Settings) -> FastStream:
     """The application: a subscriber for each lane the benchmarks use."""
     broker = RabbitBroker(settings.rabbitmq_url.get_secret_value(), logger=None)
     sessions = async_sessionmaker(build_engine(settings), expire_on_commit=False)
 
-    def subscriber(lane: Lane) -> Any:
-        return broker.subscriber(
+    def subscriber(lane: Lane) -> Callable[[Handler], Handler]:
+        register: Callable[[Handler], Handler] = broker.subscriber(
             RabbitQueue(lane.queue, declare=False),
             channel=Channel(prefetch_count=_PREFETCH),
             ack_policy=AckPolicy.REJECT_ON_ERROR,
         )
+        return register
 
     @subscriber(Lane.TRADING)
     async def trading(body: dict[str, Any], message: RabbitMessage) -> None:
