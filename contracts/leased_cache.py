@@ -25,6 +25,7 @@ _VALUE: Final = b"\x01"
 _NONCE_BYTES: Final = 16
 _LEASE_MS: Final = 5_000
 _TRIES: Final = 3
+_AROUND_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 0.25
 """How long to wait for another reader's load before taking over its lease."""
 
@@ -80,10 +81,14 @@ class LeasedCache:
         self._ttl_ms = round(ttl * 1_000)
         self._count = count
         self._swap = redis.register_script(_SWAP)
+        self._around_until = 0.0
 
     async def get(self, key: str, load: Load) -> bytes:
         """The value of ``key``, loaded and stored if it is not cached. Only ``load`` can fail."""
         name = physical_name(self._namespace, key)
+        if asyncio.get_running_loop().time() < self._around_until:
+            self._count("bypass")
+            return await load()
         try:
             held: bytes | None = await self._redis.get(name)  # type: ignore[assignment]
             if held is not None and held[:1] == _VALUE:
@@ -95,6 +100,8 @@ class LeasedCache:
                 if value is not None:
                     return value
         except (RedisError, OSError, TimeoutError):
+            # One read in a second finds out whether Redis is back; the others do not wait for it.
+            self._around_until = asyncio.get_running_loop().time() + _AROUND_SECONDS
             self._count("bypass")
             return await load()
         # Invalidations keep coming in between. Load first, then remove what others may have stored meanwhile: in

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from deploy.servers import Servers, running
 from tests.benchmarks import drain, talk
-from tests.benchmarks.stage import REPOSITORY, Stage, check_logs, check_trades, logs, trades
+from tests.benchmarks.stage import REPOSITORY, Stage, logs, trades
 
 RESULTS: Final = REPOSITORY / ".bench" / "latest.json"
 _DESKS: Final = 20
@@ -50,21 +50,21 @@ def compared(name: str, value: float, unit: str, *, baseline: float | None, limi
 
 async def record_trade(servers: Servers, scale: float) -> list[Result]:
     """Trades per second out of a full queue into the database, announced in the outbox."""
-    return [await _drained("record_trade", servers, lambda s, n: list(trades(s.desks, n)), check_trades, scale)]
+    return [await _drained("record_trade", servers, lambda s, n: list(trades(s.desks, n)), drain.TRADES, scale)]
 
 
 async def save_bot_log(servers: Servers, scale: float) -> list[Result]:
     """Log entries per second out of a full queue into the database, announced in the outbox."""
-    return [await _drained("save_bot_log", servers, lambda s, n: list(logs(s.desks, n)), check_logs, scale)]
+    return [await _drained("save_bot_log", servers, lambda s, n: list(logs(s.desks, n)), drain.LOGS, scale)]
 
 
 async def _drained(
-    name: str, servers: Servers, make: Callable[[Stage, int], Any], check: drain.Check, scale: float
+    name: str, servers: Servers, make: Callable[[Stage, int], Any], outcome: drain.Outcome, scale: float
 ) -> Result:
     many, few = round(60_000 * scale), round(4_000 * scale)
     limit = await drain.bare_consumer(servers, make, many, desks=_DESKS)
-    value = await drain.service(servers, make, many, check, desks=_DESKS)
-    baseline = await drain.manual_pattern(servers, make, few, check, desks=_DESKS)
+    value = await drain.service(servers, make, many, outcome, desks=_DESKS)
+    baseline = await drain.manual_pattern(servers, make, few, outcome, desks=_DESKS)
     return compared(name, value, "messages/s", baseline=baseline, limit=limit)
 
 

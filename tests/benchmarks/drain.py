@@ -1,41 +1,72 @@
 """How fast a full queue is worked off: by us, by the manual's pattern, and by a consumer that does nothing."""
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+from aio_pika.abc import AbstractQueue
 
 from contracts.base import Command
+from contracts.topology import EVENTS
 from deploy.servers import Servers
-from tests.benchmarks.stage import Stage, a_process, a_stage, publish
+from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, publish
 
 Messages = Callable[[Stage, int], Sequence[Command[Any]]]
-Check = Callable[[asyncpg.Connection, int], Awaitable[None]]
 
 
-async def service(servers: Servers, make: Messages, number: int, check: Check, *, desks: int) -> float:
+@dataclass(frozen=True)
+class Outcome:
+    """What has to be there afterwards: a row in ``table`` and a change in an ``event`` for each message."""
+
+    table: str
+    key: str
+    event: str
+
+
+TRADES = Outcome("trades", "trade_id", "trade.recorded")
+LOGS = Outcome("bot_logs", "log_id", "bot_log.saved")
+
+
+async def service(servers: Servers, make: Messages, number: int, outcome: Outcome, *, desks: int) -> float:
     """Messages per second of the real service, everything committed and announced in the outbox."""
-    return await _drain(servers, make, number, check, desks, "service", "serve")
+    return await _drain(servers, make, number, outcome, desks, "service", "serve")
 
 
-async def manual_pattern(servers: Servers, make: Messages, number: int, check: Check, *, desks: int) -> float:
+async def manual_pattern(servers: Servers, make: Messages, number: int, outcome: Outcome, *, desks: int) -> float:
     """Messages per second of one session and one commit per message."""
-    return await _drain(servers, make, number, check, desks, "tests.benchmarks.manual_pattern")
+    return await _drain(servers, make, number, outcome, desks, "tests.benchmarks.manual_pattern")
 
 
-async def _drain(servers: Servers, make: Messages, number: int, check: Check, desks: int, *command: str) -> float:
+async def _drain(servers: Servers, make: Messages, number: int, outcome: Outcome, desks: int, *command: str) -> float:
     async with a_stage(servers, desks=desks) as stage:
         await publish(stage, make(stage, number))
         connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
         try:
-            async with a_process(stage, *command):
-                rate = await _rate(connection, number)
-            await check(connection, number)
+            async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
+                events = await channel.declare_queue("bench.events", durable=True)
+                await events.bind(EVENTS.name, outcome.event)
+                async with a_process(stage, *command):
+                    rate = await _rate(connection, number)
+                await _check(connection, events, outcome, number)
         finally:
             await connection.close()
         return rate
+
+
+async def _check(connection: asyncpg.Connection, events: AbstractQueue, outcome: Outcome, number: int) -> None:
+    """Every message has its row, and every row its change, published or waiting in the outbox, exactly once."""
+    rows = {row[0] for row in await connection.fetch(f"SELECT {outcome.key} FROM {outcome.table}")}  # noqa: S608
+    waiting = await connection.fetch("SELECT changes FROM outbox WHERE type = $1", outcome.event)
+    changes = [change for row in waiting for change in json.loads(row["changes"])]
+    while (message := await events.get(no_ack=True, fail=False)) is not None:
+        changes += json.loads(message.body)["changes"]
+    announced = [change["key"][outcome.key] for change in changes]
+    if len(rows) != number or sorted(announced) != sorted(rows):
+        raise AssertionError(f"{number} messages made {len(rows)} rows and {len(announced)} changes in events")
 
 
 async def _rate(connection: asyncpg.Connection, number: int) -> float:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import aio_pika
-import asyncpg
 from aio_pika.abc import AbstractChannel
 
 from contracts import RecordTrade, SaveBotLog
@@ -84,22 +83,6 @@ def trades(desks: Sequence[Desk], number: int) -> Iterator[RecordTrade]:
             **{name: row[name] for name in ("side", "price", "size")},
             timestamp=datetime.fromisoformat(row["timestamp"]),
         )
-
-
-async def check_trades(connection: asyncpg.Connection, number: int) -> None:
-    """Every trade is there once, and every one is announced; raises AssertionError otherwise."""
-    await _check(connection, number, "trades", "trade.recorded", "trade_id")
-
-
-async def check_logs(connection: asyncpg.Connection, number: int) -> None:
-    """Every log entry is there once, and every one is announced; raises AssertionError otherwise."""
-    await _check(connection, number, "bot_logs", "bot_log.saved", "log_id")
-
-
-async def _check(connection: asyncpg.Connection, number: int, table: str, event: str, key: str) -> None:
-    stored = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608 - names of this module
-    assert stored == number, f"{stored} of {number} rows in {table}"
-    assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
 def logs(desks: Sequence[Desk], number: int) -> Iterator[SaveBotLog]:
