@@ -6,6 +6,7 @@ between the last two publishes the same events again, under the same ids and in 
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,8 @@ class Relay:
         self._batch = settings.relay_batch
         self._holder = uuid4()
         self._committed = asyncio.Event()
+        self._term: int | None = None
+        self._renew_at = 0.0
         self._sequences: dict[str, int] | None = None
         self.lag: float | None = None
         """Seconds the oldest unpublished event has waited at the last look; None before the first look."""
@@ -72,15 +75,14 @@ class Relay:
     async def publish_once(self) -> int:
         """Publish the oldest events there are, up to a batch; gives their number, 0 too for who has no lease."""
         async with self._sessions.begin() as session:
-            term = await self._take_lease(session)
-            RELAY_LEADER.set(term is not None)
-            if term is None:
-                self._sequences = None
+            if time.monotonic() >= self._renew_at:
+                await self._renew(session)
+            if self._term is None:
                 self.lag = await _lag(session)
                 return 0
             if self._sequences is None:
                 self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
-            rows = await _oldest(session, self._batch)
+            rows = await _oldest(session, self._holder, self._batch)
         self.lag = rows[0].age.total_seconds() if rows else 0.0
         OUTBOX_LAG.set(self.lag)
         if not rows:
@@ -89,7 +91,7 @@ class Relay:
         await self._publisher.publish_events([_publication(row, sequences) for row in rows])
         async with self._sessions.begin() as session:
             await session.execute(delete(OutboxEvent).where(OutboxEvent.id.in_([row.id for row in rows])))
-            await _keep_sequences(session, {row.type: sequences[row.type] for row in rows}, term)
+            await _keep_sequences(session, {row.type: sequences[row.type] for row in rows}, self._term)
         self._sequences = sequences
         for row in rows:
             EVENTS_PUBLISHED.labels(type=row.type).inc()
@@ -103,6 +105,16 @@ class Relay:
                 .where(RelayLease.name == _LEASE, RelayLease.holder == self._holder)
                 .values(expires_at=func.clock_timestamp())
             )
+        self._term = None
+
+    async def _renew(self, session: AsyncSession) -> None:
+        """Take the lease, or renew it long before it runs out; whoever does not have it tries at every look."""
+        term = await self._take_lease(session)
+        if term is None or term != self._term:
+            self._sequences = None
+        self._term = term
+        self._renew_at = 0.0 if term is None else time.monotonic() + self._lease.total_seconds() / 4
+        RELAY_LEADER.set(term is not None)
 
     async def _take_lease(self, session: AsyncSession) -> int | None:
         """Take or renew the lease; gives its term, or None while another instance holds it."""
@@ -123,7 +135,8 @@ class Relay:
         )
 
 
-async def _oldest(session: AsyncSession, limit: int) -> Sequence[Row[Any]]:
+async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[Row[Any]]:
+    """The first rows, as long as ``holder`` has the lease: who was asleep while another took over gets none."""
     columns = (
         OutboxEvent.id,
         OutboxEvent.event_id,
@@ -135,7 +148,12 @@ async def _oldest(session: AsyncSession, limit: int) -> Sequence[Row[Any]]:
         OutboxEvent.stale_keys,
         (func.clock_timestamp() - OutboxEvent.occurred_at).label("age"),
     )
-    return (await session.execute(select(*columns).order_by(OutboxEvent.id).limit(limit))).all()
+    is_held = (
+        select(RelayLease.term)
+        .where(RelayLease.name == _LEASE, RelayLease.holder == holder, RelayLease.expires_at > func.clock_timestamp())
+        .exists()
+    )
+    return (await session.execute(select(*columns).where(is_held).order_by(OutboxEvent.id).limit(limit))).all()
 
 
 async def _lag(session: AsyncSession) -> float:
@@ -161,7 +179,7 @@ def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
     return Publication(row.event_id, row.type, row.occurred_at, body.encode())
 
 
-async def _keep_sequences(session: AsyncSession, sequences: dict[str, int], term: int) -> None:
+async def _keep_sequences(session: AsyncSession, sequences: dict[str, int], term: int | None) -> None:
     """Note the last numbers given, unless another instance has taken over and gives them now."""
     is_ours = select(text("1")).where(RelayLease.name == _LEASE, RelayLease.term == term).select_from(RelayLease)
     if await session.scalar(is_ours) is None:
