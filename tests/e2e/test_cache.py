@@ -1,0 +1,296 @@
+"""What a change event made stale is never read again: the service's own cache, and those of others."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from contracts import (
+    AddSymbol,
+    GetDecimals,
+    GetSymbol,
+    GetSymbolsByExchange,
+    SymbolExists,
+    SymbolUpdates,
+    UpdateSymbol,
+    cache_keys,
+)
+from contracts.client import PersistenceClient
+from contracts.invalidator import CacheInvalidator
+from contracts.leased_cache import LeasedCache, connect, physical_name
+from tests.builders import Desk, a_desk
+from tests.e2e.conftest import SharedService
+from tests.e2e.run import all_is_announced
+from tests.e2e.wire import eventually, http
+
+NAMESPACE = "persistence"
+
+
+@pytest.fixture
+async def client(shared: SharedService) -> AsyncIterator[PersistenceClient]:
+    async with PersistenceClient(shared.rabbitmq_url, answer_timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+async def redis(shared: SharedService) -> AsyncIterator[Redis]:
+    redis = connect(shared.redis_url, timeout=2)
+    yield redis
+    await redis.aclose()
+
+
+@pytest.fixture
+async def desk(shared: SharedService, client: PersistenceClient) -> Desk:
+    desk = await a_desk(client)
+    await all_is_announced(shared.database_url)
+    return desk
+
+
+def by_name(desk: Desk) -> GetSymbol:
+    return GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id)
+
+
+def key(desk: Desk) -> str:
+    return cache_keys.symbol(desk.symbol.symbol, desk.catalog.cat_ex_id)
+
+
+def change(desk: Desk, **updates: Any) -> UpdateSymbol:
+    return UpdateSymbol(symbol_id=desk.symbol.symbol_id, updates=SymbolUpdates(**updates))
+
+
+class TestALookup:
+    async def test_is_answered_from_the_cache_the_second_time(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        first = await client.lookup(by_name(desk))
+        assert json.loads(await cached(redis, key(desk)) or b"null")["symbol_id"] == desk.symbol.symbol_id
+        before = await reads(shared, "hit")
+
+        second = await client.lookup(by_name(desk))
+
+        assert first == second == desk.symbol
+        assert await reads(shared, "hit") == before + 1
+
+    async def test_gives_the_new_value_within_a_second_of_a_change(
+        self, client: PersistenceClient, desk: Desk
+    ) -> None:
+        questions: list[Any] = [
+            by_name(desk),
+            GetSymbolsByExchange(cat_ex_id=desk.catalog.cat_ex_id),
+            GetDecimals(symbol_id=desk.symbol.symbol_id),
+        ]
+        for decimals in range(1, 6):
+            for question in questions:
+                await client.lookup(question)
+            changed = await client.call(change(desk, decimals=decimals))
+            for question, expected in zip(questions, (changed, [changed], decimals), strict=True):
+                await becomes(client, question, expected)
+
+    async def test_never_goes_back_to_an_older_value(self, client: PersistenceClient, desk: Desk) -> None:
+        """Many readers, while the symbol changes all the time."""
+        seen: list[list[int]] = [[] for _ in range(8)]
+        done = asyncio.Event()
+
+        async def read(versions: list[int]) -> None:
+            while not done.is_set():
+                found = await client.lookup(by_name(desk))
+                assert found is not None
+                versions.append(found.row_version)
+
+        readers = [asyncio.create_task(read(versions)) for versions in seen]
+        for step in range(60):
+            await client.call(change(desk, decimals=step % 18))
+        await becomes_version(client, desk, 61 if desk.symbol.decimals else 60)
+        done.set()
+        await asyncio.gather(*readers)
+
+        assert all(versions == sorted(versions) for versions in seen)
+        assert min(map(len, seen)) > 10
+
+    async def test_of_an_absent_symbol_is_cached_until_it_is_added(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        absent = GetSymbol(symbol="ADA/ETH", cat_ex_id=desk.catalog.cat_ex_id)
+        exists = SymbolExists(symbol=absent.symbol, cat_ex_id=absent.cat_ex_id)
+        assert await client.lookup(absent) is None
+        assert await cached(redis, cache_keys.symbol(absent.symbol, absent.cat_ex_id)) == b"null"
+        before = await reads(shared, "hit")
+        assert await client.lookup(exists) is False
+        assert await reads(shared, "hit") == before + 1
+
+        added = await client.call(AddSymbol(symbol=absent.symbol, cat_ex_id=absent.cat_ex_id))
+
+        await becomes(client, absent, added)
+        await becomes(client, exists, expected=True)
+        await becomes(client, GetSymbolsByExchange(cat_ex_id=absent.cat_ex_id), [added, desk.symbol])
+
+    async def test_follows_a_symbol_to_its_new_name(
+        self, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        old, new = by_name(desk), GetSymbol(symbol="XRP2/ETH", cat_ex_id=desk.catalog.cat_ex_id)
+        assert await client.lookup(old) == desk.symbol
+        assert await client.lookup(new) is None
+        assert await cached(redis, cache_keys.symbol(new.symbol, new.cat_ex_id)) == b"null"
+
+        renamed = await client.call(change(desk, symbol=new.symbol))
+
+        await becomes(client, old, expected=None)
+        await becomes(client, new, renamed)
+
+
+class TestAnInvalidator:
+    async def test_removes_exactly_the_stale_keys_of_its_namespace(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        catalog = desk.catalog.cat_ex_id
+        stale = {
+            key(desk),
+            cache_keys.symbol("RENAMED", catalog),
+            cache_keys.symbols_of_exchange(catalog),
+            cache_keys.symbol_decimals(desk.symbol.symbol_id),
+        }
+        fresh = {
+            cache_keys.symbol("ADA/ETH", catalog),
+            cache_keys.symbol(desk.symbol.symbol, catalog + 1),
+            cache_keys.symbols_of_exchange(catalog + 1),
+            cache_keys.symbol_decimals(desk.symbol.symbol_id + 1),
+            cache_keys.bot_details(desk.bot.bot_id),
+        }
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        async with CacheInvalidator(
+            shared.rabbitmq_url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",), on_event=told.put
+        ):
+            for namespace in ("web", "other"):
+                for name in stale | fresh:
+                    await redis.set(physical_name(namespace, name), b"here")
+            renamed = await client.call(change(desk, symbol="RENAMED"))
+            async with asyncio.timeout(5):
+                event = await told.get()
+
+        assert [(each.before, each.after) for each in event.changes] == [(desk.symbol, renamed)]
+        assert set(event.stale_keys) == stale
+        assert await present(redis, "web", stale | fresh) == fresh
+        assert await present(redis, "other", stale | fresh) == stale | fresh
+
+    async def test_finds_what_was_announced_while_it_was_away(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        def invalidator() -> CacheInvalidator:
+            return CacheInvalidator(shared.rabbitmq_url, redis, queue="late.cache", namespace="late")
+
+        name = physical_name("late", key(desk))
+        async with invalidator():
+            pass
+        await redis.set(name, b"old")
+        await client.call(change(desk, decimals=2))
+        await all_is_announced(shared.database_url)
+        assert await redis.exists(name)
+
+        async with invalidator():
+            await eventually(lambda: is_gone(redis, name))
+
+
+class TestAReaderThatIsOvertaken:
+    """It loads the old value, the event arrives, and only then it stores: what it loaded must not stay."""
+
+    async def test_leaves_nothing_old_behind(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        cache = LeasedCache(redis, namespace="race")
+        loads: list[bytes] = []
+        loaded, go_on = asyncio.Event(), asyncio.Event()
+
+        async def load() -> bytes:
+            found = await client.lookup(by_name(desk), fresh=True)
+            assert found is not None
+            loads.append(str(found.row_version).encode())
+            if len(loads) == 1:
+                loaded.set()
+                await go_on.wait()
+            return loads[-1]
+
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        async with CacheInvalidator(
+            shared.rabbitmq_url, redis, queue="race.cache", namespace="race", on_event=told.put
+        ):
+            overtaken = asyncio.create_task(cache.get(key(desk), load))
+            await loaded.wait()
+            await client.call(change(desk, decimals=1))
+            async with asyncio.timeout(5):
+                await told.get()
+            assert await is_gone(redis, physical_name("race", key(desk)))
+            go_on.set()
+
+            assert await overtaken == b"2"
+            assert await cache.get(key(desk), load) == b"2"
+
+        assert loads == [b"1", b"2"]
+
+    async def test_is_not_waited_for_by_another_reader_after_the_change(
+        self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
+    ) -> None:
+        cache = LeasedCache(redis, namespace="race")
+        loaded, go_on = asyncio.Event(), asyncio.Event()
+
+        async def old() -> bytes:
+            loaded.set()
+            await go_on.wait()
+            return b"old"
+
+        async def new() -> bytes:
+            return b"new"
+
+        overtaken = asyncio.create_task(cache.get(key(desk), old))
+        await loaded.wait()
+        await cache.invalidate([key(desk)])
+
+        assert await asyncio.wait_for(cache.get(key(desk), new), 1) == b"new"
+        go_on.set()
+        await overtaken
+        assert await cache.get(key(desk), old) == b"new"
+
+
+async def cached(redis: Redis, logical: str) -> bytes | None:
+    """The value that the service keeps under a key, without the mark before it."""
+    held = await redis.get(physical_name(NAMESPACE, logical))
+    assert not isinstance(held, str)
+    return None if held is None else bytes(held[17:])
+
+
+async def present(redis: Redis, namespace: str, names: set[str]) -> set[str]:
+    return {name for name in names if await redis.exists(physical_name(namespace, name))}
+
+
+async def is_gone(redis: Redis, name: str) -> bool:
+    return not await redis.exists(name)
+
+
+async def becomes(client: PersistenceClient, question: Any, expected: Any) -> None:
+    """The answer is the expected one within a second, and stays so."""
+
+    async def is_so() -> bool:
+        return bool(await client.lookup(question) == expected)
+
+    started = time.monotonic()
+    await eventually(is_so, seconds=1, pause=0.005)
+    assert time.monotonic() - started < 1
+    assert await is_so()
+
+
+async def becomes_version(client: PersistenceClient, desk: Desk, version: int) -> None:
+    async def is_so() -> bool:
+        found = await client.lookup(by_name(desk))
+        return found is not None and found.row_version >= version
+
+    await eventually(is_so, seconds=2)
+
+
+async def reads(shared: SharedService, result: str) -> float:
+    """How many reads through the service's cache had this result so far."""
+    _, page = await http(f"{shared.http}/metrics")
+    name = f'persistence_cache_requests_total{{result="{result}"}} '
+    return float(next((line.removeprefix(name) for line in page.splitlines() if line.startswith(name)), 0))
