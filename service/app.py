@@ -74,8 +74,9 @@ class Service:
         for lane in self._lanes:
             self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
         self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)
-        self._control = Link(url, name="persistence-control", setup=topology.declare)
-        self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._control)
+        # Who looks at the broker must not change it: a queue declared anew would hide that it was deleted.
+        self._lookout = Link(url, name="persistence-lookout")
+        self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._lookout)
         self._http = HttpServer(settings, self._health)
 
     def stop(self) -> None:
@@ -96,7 +97,7 @@ class Service:
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
             await self._consumers.start()
-            start("subscriptions", self._consumers.watch(self._control))
+            start("subscriptions", self._consumers.watch(self._lookout))
             self._http.start()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)
@@ -130,7 +131,9 @@ class Service:
                 "run `persistence migrate`"
             )
         try:
-            await self._control.channel()
+            link = Link(self._settings.rabbitmq_url.get_secret_value(), name="persistence-topology")
+            await topology.declare(await link.channel())
+            await link.close()
             await self._publisher.open()
         except BROKEN_LINK as error:
             raise StartError(f"RABBITMQ_URL: {reason(error)}; is RabbitMQ running there?") from error
@@ -165,7 +168,7 @@ class Service:
         await self._consumers.stop()
         await self._invalidator.close()
         await self._publisher.close()
-        await self._control.close()
+        await self._lookout.close()
         with suppress(Exception):
             await self._redis.aclose()
         with suppress(Exception):

@@ -22,12 +22,11 @@ from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
 
-from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
+from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link, lost_links_as_errors
 from contracts.base import Reply
-from contracts.topology import COMMANDS
 from service import tolerant_amqp
 from service.config import Settings
-from service.errors import is_transient
+from service.errors import is_transient, reason
 from service.executor import Executor
 from service.observability import BATCH_SECONDS, BATCH_SIZE, LANE_WAITING, OUTAGES
 from service.publisher import Publisher
@@ -244,22 +243,38 @@ class Consumers:
             async with asyncio.timeout(3):
                 await self._broker.stop()
 
-    async def watch(self, control: Link) -> None:
+    async def watch(self, link: Link) -> None:
         """Raise `SubscriptionLostError` once a subscription is gone for good; waits out outages of the broker.
 
-        The client library tries once to restore a subscription that the broker has cancelled, and a channel whose
-        restoration failed stays dead on a living connection. Only a new start brings those back.
+        The client library tries once to restore a subscription that the broker has cancelled, a channel whose
+        restoration failed stays dead on a living connection, and a queue that was deleted may come back without its
+        consumer. Only a new start brings those back. ``link`` must not declare anything.
         """
         gone_since: float | None = None
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             missing = await self.missing()
-            if not missing or not await _answers(control):
+            try:
+                await self._look(link)
+            except ChannelNotFoundEntity as error:
+                raise SubscriptionLostError(f"a queue was deleted: {reason(error)}") from error
+            except BROKEN_LINK:
+                gone_since = None
+                continue
+            if not missing:
                 gone_since = None
                 continue
             gone_since = gone_since or time.monotonic()
             if time.monotonic() - gone_since > _GONE_SECONDS:
                 raise SubscriptionLostError(f"no consumer of {', '.join(missing)} for {_GONE_SECONDS:g} s")
+
+    async def _look(self, link: Link) -> None:
+        """Ask the broker for each queue; raises what it answers."""
+        with lost_links_as_errors():
+            async with asyncio.timeout(2):
+                channel = await link.channel()
+                for queue in self._subscribers:
+                    await channel.declare_queue(queue, passive=True)
 
     async def missing(self) -> list[str]:
         """Queues without a living subscription of ours, as the client library sees it."""
@@ -277,17 +292,6 @@ async def _is_subscribed(subscriber: RabbitSubscriber) -> bool:
     except BROKEN_LINK:
         return False
     return not channel.is_closed and tag in getattr(channel, "consumers", ())
-
-
-async def _answers(control: Link) -> bool:
-    try:
-        with lost_links_as_errors():
-            async with asyncio.timeout(2):
-                channel = await control.channel()
-                await channel.declare_exchange(COMMANDS.name, passive=True)
-    except BROKEN_LINK:
-        return False
-    return True
 
 
 async def _never_called() -> None:

@@ -17,13 +17,13 @@ class Health:
     """Looks at database, subscriptions and relay when asked. Redis is not among them: the service works without."""
 
     def __init__(
-        self, sessions: SessionMaker, consumers: Consumers, lanes: Sequence[Lane], relay: Relay, control: Link
+        self, sessions: SessionMaker, consumers: Consumers, lanes: Sequence[Lane], relay: Relay, lookout: Link
     ) -> None:
         self._sessions = sessions
         self._consumers = consumers
         self._lanes = lanes
         self._relay = relay
-        self._control = control
+        self._lookout = lookout
         self.is_stopping = False
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -52,7 +52,7 @@ class Health:
         queue_name = ""
         try:
             # What the broker says counts: a subscription it has forgotten looks alive from here.
-            channel = await self._control.channel()
+            channel = await self._lookout.channel()
             for lane in self._lanes:
                 queue_name = lane.queue
                 queue = await channel.declare_queue(queue_name, passive=True, timeout=2)
