@@ -92,10 +92,14 @@ class Command(Request[R], Generic[R]):
 class Lookup(Request[R], Generic[R]):
     """A question about what is stored; changes nothing."""
 
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+    restricted: ClassVar[bool]
+    """Whether the answer holds secrets, so that the service may want to know who asks."""
+
+    def __init_subclass__(cls, *, name: str | None = None, restricted: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name is not None:
             cls.wire_name = name
+            cls.restricted = restricted
             _register(LOOKUP_TYPES, name, cls)
 
 
