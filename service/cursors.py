@@ -22,7 +22,7 @@ def keys_in(cursor: str, shape: type[K]) -> K:
     """The values that `cursor_after` was given; raises `Refusal` for a cursor it did not make."""
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        return TypeAdapter(shape).validate_json(text)
+        return TypeAdapter(shape).validate_json(text, strict=True)
     except (ValueError, ValidationError):
         raise Refusal(
             ErrorCode.VALIDATION, "is none of ours; send back next_cursor as it came", field="cursor"

@@ -72,7 +72,7 @@ class Vault:
         keys: dict[str, bytes] = {}
         for number, line in enumerate(storage, 1):
             key_id, _, key = line.partition(":")
-            if not _KEY_ID.fullmatch(key_id) or key_id in keys:
+            if not key or not _KEY_ID.fullmatch(key_id) or key_id in keys:
                 raise SettingsError(f"STORAGE_KEYS: entry {number} must be id:key, with an id of its own")
             keys[key_id] = _key("STORAGE_KEYS", number, key)
         for number, line in enumerate(sealing, 1):

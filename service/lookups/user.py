@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from contracts import cache_keys
 from contracts.base import Lookup
+from contracts.types import Id
 from contracts.user import (
     GetActiveUsers,
     GetUser,
@@ -86,7 +87,7 @@ async def get_user_with_bots(lookup: GetUserWithBots, reads: UnitOfWork) -> User
 
 
 def _uid_in(cursor: str | None) -> int | None:
-    return None if cursor is None else keys_in(cursor, tuple[int])[0]
+    return None if cursor is None else keys_in(cursor, tuple[Id])[0]
 
 
 def _page(users: Sequence[User], size: int) -> UsersPage:
