@@ -215,7 +215,10 @@ class GetActiveExchanges(Lookup[list[ExchangeView]], name="get_active_exchanges"
 
 
 class GetExchangeCredentials(Lookup[ExchangeCredentials | None], name="get_exchange_credentials", restricted=True):
-    """The credentials of an account, sealed for the asker; null if it has none. Never cached."""
+    """The credentials of an account, sealed for the asker; null if it has none. Never cached.
+
+    Where the service wants to know its senders, it answers only with the property ``user_id``.
+    """
 
     ex_id: Id
     public_key: PublicKey

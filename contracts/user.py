@@ -196,7 +196,10 @@ class GetUserId(Lookup[int | None], name="get_user_id"):
 
 
 class GetUserCredentials(Lookup[UserCredentials | None], name="get_user_credentials", restricted=True):
-    """What is needed to let the user with this mail address in; null if there is none. Never cached."""
+    """What is needed to let the user with this mail address in; null if there is none. Never cached.
+
+    Where the service wants to know its senders, it answers only with the property ``user_id``.
+    """
 
     mail: Mail
     public_key: PublicKey | None = None

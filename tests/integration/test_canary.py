@@ -201,7 +201,7 @@ async def test_a_secret_is_found_nowhere_but_where_it_is_kept(
     leaks = {place: text for place, text in places.items() if CANARY in text}
     assert leaks == {}
     assert {p for p, text in places.items() if any(secret in text for secret in sealed.values())} == set()
-    assert len(stored["dead_letters"].splitlines()) == len(bodies) + 1
+    assert stored["dead_letters"].count('"dead_letter_id":') == len(bodies) + 1
     assert "credentials_given_out" in places["log"]
 
 

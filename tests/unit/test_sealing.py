@@ -2,6 +2,8 @@
 
 import base64
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from contracts.sealing import is_secret_name, key_id_in, key_id_of, public_key_o
 from service.config import Settings, SettingsError
 from service.vault import NotReadable, Place, Vault
 
+REPOSITORY = Path(__file__).parents[2]
 PRIVATE, PUBLIC = new_key_pair()
 PLACE = Place("exchange_credentials", 3, 7, "api_key")
 
@@ -210,3 +213,13 @@ class TestKeysOfTheSettings:
             Vault.of(settings(**keys))
         assert "canary" not in str(error.value)
         assert PRIVATE not in str(error.value)
+
+
+def test_messages_need_no_cryptography() -> None:
+    script = (
+        "import sys; sys.modules['cryptography'] = None; import contracts; print(contracts.AddExchange.wire_name)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "add_exchange"
