@@ -152,6 +152,26 @@ class BotExchangeAdded(Event[BotExchangeView], name="bot.exchange_added", key=("
         return (cache_keys.bot_details(image.bot_id), cache_keys.trading_currency(image.bot_id, image.ex_id))
 
 
+class BotExchangeRemoved(Event[BotExchangeView], name="bot.exchange_removed", key=("bot_id", "ex_id")):
+    """A bot may use an exchange account no more."""
+
+    @classmethod
+    def keys_of(cls, image: BotExchangeView) -> Iterable[str]:
+        return (cache_keys.bot_details(image.bot_id), cache_keys.trading_currency(image.bot_id, image.ex_id))
+
+
+class BotDeleted(Event[BotView], name="bot.deleted", key=("bot_id",)):
+    """A bot is gone, with its logs."""
+
+    @classmethod
+    def keys_of(cls, image: BotView) -> Iterable[str]:
+        return (
+            cache_keys.bot_details(image.bot_id),
+            cache_keys.bots_of_user(image.uid),
+            cache_keys.trading_summary(image.uid),
+        )
+
+
 class BotLogSaved(Event[BotLogRef], name="bot_log.saved", key=("log_id",)):
     """Entries were appended to bots' logs."""
 

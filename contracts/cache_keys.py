@@ -33,6 +33,16 @@ def exchanges_of_user(uid: int) -> str:
     return f"user:exchanges:{uid}"
 
 
+def exchange_params(ex_id: int) -> str:
+    """The settings of an exchange account: the catalog's and its own."""
+    return f"exchange:params:{ex_id}"
+
+
+def active_exchanges() -> str:
+    """The accounts that are active, of all users."""
+    return "exchange:active"
+
+
 def exchange_catalog() -> str:
     """The list of catalog exchanges."""
     return "exchange:catalog"
@@ -61,3 +71,8 @@ def user(uid: int) -> str:
 def user_id(mail: str) -> str:
     """A user's id by mail address, in any case."""
     return f"user:id:{_escape(mail.lower())}"
+
+
+def trading_summary(uid: int) -> str:
+    """What a user's trades add up to."""
+    return f"user:trading_summary:{uid}"

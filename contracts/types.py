@@ -185,3 +185,10 @@ OrderStatus = Annotated[
 """Where an order stands. Spellings of exchanges ("New", "canceled") are taken for the word they mean."""
 Role = Literal["ADMIN", "USER"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+Limit = Annotated[int, Strict(), Field(ge=1, le=1_000)]
+"""How many things one answer lists at most."""
+Page = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
+"""The number of a page, from 1."""
+Cursor = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_-]+$")]
+"""Where a list goes on: what the answer before gave as ``next_cursor``, as it is."""

@@ -7,11 +7,11 @@ from sqlalchemy import Connection
 
 import service.models  # noqa: F401 - fills the metadata
 from service.base import Base
-from service.schema import is_partition
+from service.schema import is_optional, is_partition
 
 
 def _include(_: Any, name: str | None, kind: str, __: bool, ___: Any) -> bool:
-    return not (kind == "table" and is_partition(name))
+    return not ((kind == "table" and is_partition(name)) or is_optional(name))
 
 
 def run(connection: Connection) -> None:

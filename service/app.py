@@ -26,6 +26,7 @@ from service.lookup_server import LookupServer
 from service.observability import CACHE_REQUESTS, configure_logging
 from service.publisher import Publisher
 from service.relay import Relay
+from service.vault import Vault
 
 log = structlog.get_logger()
 
@@ -43,7 +44,7 @@ class Service:
         self._settings = settings
         self._stopping = asyncio.Event()
         self._engine = build_engine(settings)
-        sessions = build_session_maker(self._engine)
+        sessions = build_session_maker(self._engine, Vault.of(settings))
         url = settings.rabbitmq_url.get_secret_value()
         self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
         cache = LeasedCache(
@@ -65,10 +66,14 @@ class Service:
             self._redis,
             queue=f"{settings.cache_namespace}.cache",
             namespace=settings.cache_namespace,
-            bindings=("symbol.#",),
+            bindings=("symbol.#", "user.#", "exchange.#", "catalog.#"),
         )
         self._lookups = LookupServer(
-            sessions, cache, self._publisher, cache_is_current=lambda: self._invalidator.is_current
+            sessions,
+            cache,
+            self._publisher,
+            cache_is_current=lambda: self._invalidator.is_current,
+            require_user=settings.require_authenticated_sender,
         )
         self._consumers = Consumers(settings)
         for lane in self._lanes:

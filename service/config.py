@@ -1,6 +1,7 @@
 """Settings, from the environment only. A missing or bad one is named before anything is started."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -58,6 +59,14 @@ class Settings(BaseSettings):
 
     require_authenticated_sender: bool = False
     """Refuse commands without the ``user_id`` property, which the broker checks against the login."""
+
+    sealing_key: SecretStr | None = None
+    """Private keys that senders of credentials seal for, the present one first; `persistence keygen` makes them."""
+    sealing_key_file: Path | None = None
+    """A file with the same, which other processes of the machine cannot see as easily as the environment."""
+    storage_keys: SecretStr | None = None
+    """``id:key`` of the keys that credentials are stored under, the present one first."""
+    storage_keys_file: Path | None = None
 
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080

@@ -8,6 +8,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from service.config import Settings
+from service.vault import Vault, with_vault
 
 SessionMaker = async_sessionmaker[AsyncSession]
 
@@ -50,9 +51,12 @@ def build_engine(settings: Settings, *, application_name: str = "persistence") -
     )
 
 
-def build_session_maker(engine: AsyncEngine) -> SessionMaker:
-    """Sessions whose objects stay readable after the commit; nothing is loaded behind one's back."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+def build_session_maker(engine: AsyncEngine, vault: Vault | None = None) -> SessionMaker:
+    """Sessions whose objects stay readable after the commit; nothing is loaded behind one's back.
+
+    Without a ``vault`` everything but credentials can be stored.
+    """
+    return async_sessionmaker(engine, expire_on_commit=False, info=with_vault(vault))
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +68,7 @@ def get_engine() -> AsyncEngine:
 @lru_cache(maxsize=1)
 def get_async_session_maker() -> SessionMaker:
     """Makes sessions on `get_engine`."""
-    return build_session_maker(get_engine())
+    return build_session_maker(get_engine(), Vault.of(Settings.read()))
 
 
 @asynccontextmanager

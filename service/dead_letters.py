@@ -10,18 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import Refusal
 from contracts.rejection import CommandRejected, RejectionView
+from contracts.sealing import is_secret_name
 from service.inbox import payload_hash
 from service.models import DeadLetter
 from service.outbox import record
 from service.received import Received
 
 REDACTED: Final = "***"
-_SECRETS: Final = (
-    *("password", "passwordhash", "passwd", "passphrase", "f2a", "secret", "apisecret", "secretkey"),
-    *("apikey", "privatekey", "token", "accesstoken"),
-)
-# A name and what makes a value follow it, in text that is normalized by `_normalized`.
-_SECRET_AND_VALUE: Final = re.compile(rf"(?:{'|'.join(_SECRETS)})[\"']?\s*[:=]")
+# A name, quoted or not, and what makes a value follow it, in text that is unescaped by `_unescaped`.
+_NAME_AND_VALUE: Final = re.compile(r"([\w-]+)[\"']?\s*[:=]")
 _ESCAPE: Final = re.compile(r"\\u00([0-9a-f]{2})", re.IGNORECASE)
 _KEPT_BYTES: Final = 1024 * 1024
 
@@ -154,17 +151,19 @@ def redact(value: Any) -> Any:
 
 
 def _redacted(name: str, value: Any) -> Any:
-    return REDACTED if value is not None and _normalized(name) in _SECRETS else redact(value)
+    return REDACTED if value is not None and is_secret_name(_unescaped(name)) else redact(value)
 
 
 def _names_a_secret(text: str) -> bool:
-    return _SECRET_AND_VALUE.search(_normalized(text)) is not None
+    names = (found[1] for found in _NAME_AND_VALUE.finditer(_unescaped(text)))
+    # In prose a "key:" is mostly one of something else.
+    return any(is_secret_name(name) and name.lower() != "key" for name in names)
 
 
-def _normalized(text: str) -> str:
-    r"""``apiKey``, ``api-key`` and ``api\u005fkey`` are one name, however a sender writes it."""
+def _unescaped(text: str) -> str:
+    r"""``api\u005fkey`` is ``api_key``, however a sender writes it."""
     unescaped = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
-    return unescaped.translate(dict.fromkeys(map(ord, "\0_-\\"))).lower()
+    return unescaped.translate(dict.fromkeys(map(ord, "\0\\")))
 
 
 def _plain(value: Any) -> Any:

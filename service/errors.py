@@ -32,6 +32,9 @@ _CONSTRAINTS: Final[dict[str, tuple[ErrorCode, str, str]]] = {
     "uq_users_lower_mail": (ErrorCode.CONFLICT, "mail", "is taken by another user"),
     "uq_users_external_id": (ErrorCode.CONFLICT, "external_id", "is taken by another user"),
     "fk_users_manager_users": (ErrorCode.NOT_FOUND, "manager", "there is no such user"),
+    "ck_users_manager_is_another": (ErrorCode.VALIDATION, "manager", "is the user's own id"),
+    "fk_exchanges_uid_users": (ErrorCode.NOT_FOUND, "uid", "there is no such user"),
+    "fk_exchanges_cat_ex_id_cat_exchanges": (ErrorCode.NOT_FOUND, "cat_ex_id", "there is no such exchange"),
     "uq_exchanges_uid_cat_ex_id_ex_name": (
         ErrorCode.CONFLICT,
         "ex_name",

@@ -41,13 +41,18 @@ class LookupServer:
         answers: Mapping[type[Lookup[Any]], Answer] = ANSWERS,
         *,
         cache_is_current: Callable[[], bool] = lambda: True,
+        require_user: bool = False,
     ) -> None:
-        """``cache_is_current`` tells whether the cache may be read; while it may not, the database is."""
+        """``cache_is_current`` tells whether the cache may be read; while it may not, the database is.
+
+        With ``require_user`` secrets are given only to askers whose login the broker has checked.
+        """
         self._sessions = sessions
         self._cache = cache
         self._publisher = publisher
         self._answers = answers
         self._cache_is_current = cache_is_current
+        self._require_user = require_user
         self._loading = asyncio.Semaphore(_AT_ONCE)
         self._open = 0
 
@@ -74,7 +79,9 @@ class LookupServer:
         started = time.perf_counter()
         name = received.command if received.command in LOOKUP_TYPES else "unknown"
         try:
-            lookup = received.read_as(LOOKUP_TYPES)
+            kind = LOOKUP_TYPES.get(received.command)
+            is_restricted = kind is not None and kind.restricted
+            lookup = received.read_as(LOOKUP_TYPES, require_user=self._require_user and is_restricted)
             assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
             data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
@@ -84,6 +91,14 @@ class LookupServer:
                 code=refusal.code, message=refusal.message, field=refusal.field, retryable=refusal.retryable
             )
             return Reply(ok=False, error=body).model_dump_json(exclude_none=True).encode()
+        if is_restricted and data != b"null":
+            log.info(
+                "credentials_given_out",
+                lookup=name,
+                about=lookup.model_dump(mode="json", exclude={"public_key"}),
+                user_id=received.user_id,
+                app_id=received.app_id,
+            )
         LOOKUPS_ANSWERED.labels(lookup=name, outcome="ok").inc()
         LOOKUP_SECONDS.labels(lookup=name).observe(time.perf_counter() - started)
         # A cached answer is passed on as the bytes it is, neither read nor written again.
@@ -95,7 +110,8 @@ class LookupServer:
         if answer.source is not None and answer.derive is not None:
             source = answer.source(lookup)
             value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh))
-            return _dump(lookup, answer.derive(value))
+            derived = answer.derive(value)
+            return await self.answer(derived, fresh=fresh) if isinstance(derived, Lookup) else _dump(lookup, derived)
         if answer.key is None or fresh or not self._cache_is_current():
             return await self._load(lookup, answer)
         return await self._cache.get(answer.key(lookup), lambda: self._load(lookup, answer))

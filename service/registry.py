@@ -41,7 +41,8 @@ class Handler:
 class Answer:
     """How a lookup is answered: by ``load``, kept in the cache under ``key`` where it has one.
 
-    A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry.
+    A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry. Where
+    ``derive`` gives a lookup, that one is asked next and its answer is the answer.
     """
 
     load: One | None = None
@@ -109,10 +110,13 @@ class LookupTable:
 
     def derives(
         self, lookup: type[Lookup[R]], source: Callable[[Any], Lookup[Q]]
-    ) -> Callable[[Callable[[Q], R]], Callable[[Q], R]]:
-        """Register a plain function that makes the answer of ``lookup`` out of the answer of ``source(lookup)``."""
+    ) -> Callable[[Callable[[Q], R | Lookup[R]]], Callable[[Q], R | Lookup[R]]]:
+        """Register a plain function that makes the answer of ``lookup`` out of the answer of ``source(lookup)``.
 
-        def register(derive: Callable[[Q], R]) -> Callable[[Q], R]:
+        It may give another lookup instead, which is asked next.
+        """
+
+        def register(derive: Callable[[Q], R | Lookup[R]]) -> Callable[[Q], R | Lookup[R]]:
             self._add(lookup, Answer(source=source, derive=derive))
             return derive
 

@@ -1,8 +1,13 @@
 """Things a test is not about, made by messages as a bot would."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
     AddBot,
@@ -17,11 +22,17 @@ from contracts import (
     RecordTrade,
     SymbolView,
     UserView,
+    new_key_pair,
 )
-from contracts.base import Command, answer_adapter
+from contracts.base import Command, Lookup, answer_adapter
 from contracts.client import PersistenceClient, new_message_id
+from contracts.leased_cache import LeasedCache
+from service.database import SessionMaker
 from service.executor import Executor
+from service.lookup_server import LookupServer
+from service.publisher import Publisher
 from service.received import Received
+from service.vault import Vault
 
 
 @dataclass(frozen=True)
@@ -81,3 +92,36 @@ def received(command: Command[Any], **properties: Any) -> Received:
         body=command.model_dump_json(exclude_unset=True).encode(),
         **{"message_id": str(new_message_id()), "reply_to": "test-replies", **properties},
     )
+
+
+class Asking:
+    """Answers lookups without a broker in between, past the cache."""
+
+    def __init__(self, sessions: SessionMaker) -> None:
+        # Neither of the two is touched by a fresh answer.
+        self.server = LookupServer(sessions, cast("LeasedCache", None), cast("Publisher", None))
+
+    async def ask(self, lookup: Lookup[Any]) -> Any:
+        """The answer to a lookup; raises `Refusal` if it is refused."""
+        return answer_adapter(type(lookup)).validate_json(await self.server.answer(lookup, fresh=True))
+
+
+def a_vault() -> Vault:
+    """A vault with keys of its own."""
+    private, _ = new_key_pair()
+    return Vault([private], {"first": secrets.token_bytes(32)})
+
+
+@contextmanager
+def counted_statements(engine: AsyncEngine) -> Iterator[list[str]]:
+    """The statements that reach the database inside of the block."""
+    statements: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", note)

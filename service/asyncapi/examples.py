@@ -1,6 +1,6 @@
 """Examples of the messages, made from their schemas."""
 
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from contracts.base import Change, Event
 
@@ -9,6 +9,11 @@ Schema = dict[str, Any]
 _UUID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
 _INSTANT: Final = "2019-10-11T00:00:11.620000Z"
 _TRANSACTION: Final = "7341"
+_PUBLIC_KEY: Final = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+_SEALED: Final = (
+    "sealed.v1.300c9c9603b92a4b.WlhXCjDSMMPpEhS5hpNisBZMpRwwgLLxR2LgocvaCxUi7uiaerHVVLzB-iagxhs2SXtKWUAeNA"
+)
+_HASHED: Final = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$RdescudvJCsgt3ub+b4dWRWJTmaaJObG"
 
 # What a field of this name holds. Of the fields that may be left out or null, only those named here have a value.
 _VALUES: Final[dict[str, Any]] = {
@@ -39,6 +44,15 @@ _VALUES: Final[dict[str, Any]] = {
     "action": "ENTRY",
     "message": "crossed the average",
     "timestamp": _INSTANT,
+    "api_key": _SEALED,
+    "public_key": _PUBLIC_KEY,
+    "password_hash": _HASHED,
+    "params": {"rate_limit": "20"},
+    "query": "ada",
+    "next_cursor": "WzQyXQ",
+    "cursor": "WzQyXQ",
+    "key_id": "300c9c9603b92a4b",
+    "SetExchangeParams.cat_ex_id": None,
     "duplicate": False,
     "ErrorBody.code": "not_found",
     "ErrorBody.message": "there is no symbol 8",
@@ -126,5 +140,7 @@ def stale_key_templates(event: type[Event[Any]]) -> list[str]:
     """The logical cache keys that an event makes stale, with the view's fields in braces."""
     view = event.view_type()
     # Braces would be escaped in a key, so they come in afterwards.
-    image = view.model_construct(**{name: f"<{name}>" for name in view.model_fields})
+    named = {name: f"<{name}>" for name in view.model_fields}
+    lists = {name: [f"<{name}>"] for name, field in view.model_fields.items() if get_origin(field.annotation) is list}
+    image = view.model_construct(**{**named, **lists})
     return [key.replace("<", "{").replace(">", "}") for key in event.keys_of(image)]

@@ -15,6 +15,7 @@ from service import schema
 from service.app import StartError, serve
 from service.cli import dead_letters
 from service.cli.check import check
+from service.cli.keys import keygen, rotate_key
 from service.config import Settings, SettingsError
 from service.errors import reason
 
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(check)
+app.command()(keygen)
+app.command(name="rotate-key")(rotate_key)
 
 
 @app.command(name="serve")

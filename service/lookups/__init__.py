@@ -3,10 +3,12 @@
 from typing import Any
 
 from contracts.base import Lookup
-from service.lookups import bot, order, symbol, trade
+from service.lookups import bot, exchange, order, symbol, trade, user
 from service.registry import Answer
 
 ANSWERS: dict[type[Lookup[Any]], Answer] = {
+    **user.lookups.answers_by_lookup,
+    **exchange.lookups.answers_by_lookup,
     **symbol.lookups.answers_by_lookup,
     **bot.lookups.answers_by_lookup,
     **order.lookups.answers_by_lookup,

@@ -1,7 +1,7 @@
 """Every table. Importing this module registers them all with the metadata."""
 
 from service.models.bot import Bot, BotExchange, BotLog
-from service.models.exchange import CatExchange, CatExchangeParam, Exchange
+from service.models.exchange import CatExchange, CatExchangeParam, Exchange, ExchangeCredential, ExchangeParam
 from service.models.messaging import DeadLetter, EventStream, InboxMessage, OutboxEvent, RelayLease
 from service.models.order import OPEN_STATUSES, Order
 from service.models.symbol import Symbol
@@ -18,6 +18,8 @@ __all__ = [
     "DeadLetter",
     "EventStream",
     "Exchange",
+    "ExchangeCredential",
+    "ExchangeParam",
     "InboxMessage",
     "Order",
     "OutboxEvent",

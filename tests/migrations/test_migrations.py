@@ -26,7 +26,9 @@ async def differences(settings: Settings) -> list[object]:
 
     def compare(connection: Connection) -> list[object]:
         options = {
-            "include_object": lambda _, name, kind, *__: not (kind == "table" and schema.is_partition(name)),
+            "include_object": lambda _, name, kind, *__: (
+                not ((kind == "table" and schema.is_partition(name)) or schema.is_optional(name))
+            ),
             "compare_type": True,
             "compare_server_default": True,
         }

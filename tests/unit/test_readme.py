@@ -16,6 +16,8 @@ def test_every_setting_stands_in_the_table_with_its_default() -> None:
     def shown(default: object) -> str:
         if default is PydanticUndefined:
             return "required"
+        if default is None:
+            return "unset"
         return str(default).lower() if isinstance(default, bool) else str(default)
 
     assert rows == {name.upper(): shown(field.default) for name, field in Settings.model_fields.items()}
