@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_JSON_DEPTH, Lane
@@ -32,6 +32,26 @@ class Part(BaseModel):
 
     # A validation error must not print its input: a mistyped secret would end in a log.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Updates(Part):
+    """What to change about a row: the fields that are named; those left out stay as they are."""
+
+    never_null: ClassVar[frozenset[str]] = frozenset()
+    """Fields that can be given another value and cannot be emptied."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("names no field to change")
+        for name in sorted(self.never_null & self.model_fields_set):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} cannot be null")
+        return self
+
+    def values(self) -> dict[str, Any]:
+        """The named fields and their new values."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 class View(BaseModel):

@@ -1,12 +1,12 @@
 """Symbols: the trading pairs of a catalog exchange."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Part, View
+from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.types import ExactDecimal, Flag, Id, Positive, SymbolName, Text
 
 Decimals = Annotated[int, Field(strict=True, ge=0, le=18)]
@@ -96,8 +96,12 @@ class AddSymbols(Command[SymbolsAdded], name="add_symbols"):
     symbols: Annotated[list[SymbolFields], Field(min_length=1, max_length=2_000)]
 
 
-class SymbolUpdates(Part):
+class SymbolUpdates(Updates):
     """The fields to change; those left out stay as they are."""
+
+    never_null = frozenset(
+        {"symbol", "cat_ex_id", "decimals", "status", "updateframe", "backtest", "futures", "only_ticker"}
+    )
 
     symbol: SymbolName | None = None
     cat_ex_id: Id | None = None
@@ -114,20 +118,6 @@ class SymbolUpdates(Part):
     backtest: Flag | None = None
     futures: Flag | None = None
     only_ticker: Flag | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("names no field to change")
-        required = {"symbol", "cat_ex_id", "decimals", "status", "updateframe", "backtest", "futures", "only_ticker"}
-        for name in sorted(required & self.model_fields_set):
-            if getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null")
-        return self
-
-    def values(self) -> dict[str, Any]:
-        """The named fields and their new values."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 class UpdateSymbol(Command[SymbolView], name="update_symbol"):
