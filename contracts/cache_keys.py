@@ -61,3 +61,13 @@ def user(uid: int) -> str:
 def user_id(mail: str) -> str:
     """A user's id by mail address, in any case."""
     return f"user:id:{_escape(mail.lower())}"
+
+
+def trading_summary(uid: int) -> str:
+    """What a user's bots and trades add up to, as of at most an hour ago: new trades do not make it stale."""
+    return f"user:trading_summary:{uid}"
+
+
+def strategy_catalog() -> str:
+    """The list of strategies that bots can run."""
+    return "strategy:catalog"
