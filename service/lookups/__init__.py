@@ -3,12 +3,16 @@
 from typing import Any
 
 from contracts.base import Lookup
-from service.lookups import bot, order, symbol, trade
+from service.lookups import bot, bot_log, feed, order, simulation, strategy, symbol, trade
 from service.registry import Answer
 
 ANSWERS: dict[type[Lookup[Any]], Answer] = {
     **symbol.lookups.answers_by_lookup,
     **bot.lookups.answers_by_lookup,
+    **bot_log.lookups.answers_by_lookup,
+    **strategy.lookups.answers_by_lookup,
+    **feed.lookups.answers_by_lookup,
+    **simulation.lookups.answers_by_lookup,
     **order.lookups.answers_by_lookup,
     **trade.lookups.answers_by_lookup,
 }
