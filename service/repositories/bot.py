@@ -50,7 +50,7 @@ from service.models import (
     Trade,
 )
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing
+from service.repositories.base import BaseRepository, check_version, differing, exact
 from service.repositories.bot_log import BotLogRepository
 from service.repositories.feed import FeedRepository
 from service.repositories.ownership import check_owner
@@ -173,7 +173,7 @@ class BotRepository(BaseRepository[Bot]):
         """Delete what belongs to these bots, and give the number of rows of each; the rows stay in the database."""
         gone = delete(model).where(model.bot_id.in_(ids)).returning(model.bot_id).cte("gone")
         rows = await self.session.execute(select(gone.c.bot_id, func.count()).group_by(gone.c.bot_id))
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
     async def add_exchange_to_bot(self, bot_id: int, exchange_data: dict[str, Any]) -> BotExchange:
         """What the bot may do on an account (``exchange_id`` is its ``ex_id``), set or changed.
@@ -181,7 +181,8 @@ class BotRepository(BaseRepository[Bot]):
         ``not_found`` without such a bot or account, ``forbidden`` if they belong to different users.
         """
         bot = await self._locked(bot_id, "bot_id")
-        values = {("exchange_id" if name == "ex_id" else name): value for name, value in exchange_data.items()}
+        data = exact(exchange_data)
+        values = {("exchange_id" if name == "ex_id" else name): value for name, value in data.items()}
         ex_id = values.pop("exchange_id")
         owner = await self.session.scalar(select(Exchange.uid).where(Exchange.ex_id == ex_id))
         check_owner("ex_id", f"exchange account {ex_id}", owner, bot.uid)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Integer, SmallInteger, and_, column, delete, insert, select, update, values
+from sqlalchemy import Boolean, Integer, SmallInteger, and_, cast, column, delete, insert, select, update, values
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
@@ -96,15 +96,8 @@ class FeedRepository(BaseRepository[Feed]):
 
         ``path`` leads to a feed in the message, with a gap for its place there.
         """
-        catalogs = dict(
-            (
-                await self.session.execute(
-                    select(Symbol.id, Symbol.exchange_id).where(Symbol.id.in_({feed["symbol_id"] for feed in feeds}))
-                )
-            )
-            .tuples()
-            .all()
-        )
+        listed = select(Symbol.id, Symbol.exchange_id).where(Symbol.id.in_({feed["symbol_id"] for feed in feeds}))
+        catalogs = dict((await self.session.execute(listed)).all())
         bots = await self._bots_of_strategies({feed["str_id"] for feed in feeds if feed.get("str_id") is not None})
         accounts = await self._accounts(bot, {feed["ex_id"] for feed in feeds if feed.get("ex_id") is not None})
         for place, feed in enumerate(feeds):
@@ -141,7 +134,7 @@ class FeedRepository(BaseRepository[Feed]):
         if not ids:
             return {}
         rows = await self.session.execute(select(Strategy.str_id, Strategy.bot_id).where(Strategy.str_id.in_(ids)))
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
     async def _accounts(self, bot: Bot, ids: set[int]) -> dict[int, tuple[int, bool]]:
         """Of each account its catalog exchange, and whether the bot may use it."""
@@ -153,7 +146,7 @@ class FeedRepository(BaseRepository[Feed]):
             .outerjoin(BotExchange, link)
             .where(Exchange.ex_id.in_(ids))
         )
-        return {ex_id: (catalog, linked is not None) for ex_id, catalog, linked in rows.tuples()}
+        return {ex_id: (catalog, linked is not None) for ex_id, catalog, linked in rows}
 
 
 def _key(feed: Feed) -> Key:
@@ -199,7 +192,8 @@ def _change(changed: dict[int, dict[str, Any]]) -> Any:
         .values(
             order=wanted.c.order,
             enabled=wanted.c.enabled,
-            ex_id=wanted.c.ex_id,
+            # A column of nothing but nulls would be taken for text.
+            ex_id=cast(wanted.c.ex_id, Integer),
             row_version=Feed.row_version + 1,
         )
         .execution_options(synchronize_session=False)

@@ -12,7 +12,7 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.feed import BotFeedsChanged, FeedView
 from contracts.strategy import BotStrategyChanged, CatStrategyView, StrategyCatalogChanged, StrategyView
 from service.cursor import behind
-from service.models import Bot, CatStrategy, CatStrategyParam, Feed, Strategy
+from service.models import Bot, CatStrategy, CatStrategyParam, Feed, Strategy, StrategyParam
 from service.outbox import record
 from service.repositories.base import BaseRepository, check_version, differing, exact
 
@@ -102,7 +102,9 @@ class StrategyRepository(BaseRepository[Strategy]):
         values = {name: getattr(template, source) for name, source in _COPIED.items()} | given
         if "size" not in given and "size_pct" not in given:
             values["size_pct"] = _SIZE_PCT
-        row = Strategy(**values, params={**template.params, **params})
+        settings = {**template.params, **params}
+        rows = {name: StrategyParam(name=name, value=value) for name, value in settings.items()}
+        row = Strategy(**values, param_rows=rows)
         self.session.add(row)
         await self.session.flush()
         record(self.session, BotStrategyChanged, after=StrategyView.model_validate(row))
@@ -218,7 +220,7 @@ class StrategyRepository(BaseRepository[Strategy]):
             .where(CatStrategyParam.cat_str_id == cat_str_id)
             .order_by(CatStrategyParam.name)
         )
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
     async def _installed(self, which: ColumnElement[bool]) -> CatStrategy | None:
         return await self.session.scalar(_catalog().where(which).with_for_update())
