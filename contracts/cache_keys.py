@@ -74,5 +74,10 @@ def user_id(mail: str) -> str:
 
 
 def trading_summary(uid: int) -> str:
-    """What a user's trades add up to."""
+    """What a user's bots and trades add up to, as of at most an hour ago: new trades do not make it stale."""
     return f"user:trading_summary:{uid}"
+
+
+def strategy_catalog() -> str:
+    """The list of strategies that bots can run."""
+    return "strategy:catalog"

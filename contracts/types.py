@@ -87,6 +87,19 @@ Positive = Annotated[
 """An amount above zero: a size, or a price in quote currency for one unit of base currency."""
 
 
+def _to_double(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports ValueError only
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("is out of the range of numbers") from None
+
+
+Statistic = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_to_double)]
+"""A ratio or a mean, of which a double holds enough; never money."""
+
+
 def _only_text_or_instant(value: Any) -> Any:
     if not isinstance(value, str | datetime):
         raise ValueError('must be an ISO 8601 instant with an offset, for example "2019-10-11T00:00:11.620Z"')  # noqa: TRY004

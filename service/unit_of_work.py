@@ -5,9 +5,11 @@ from functools import cached_property
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.repositories import (
+    BotLogRepository,
     BotRepository,
     ExchangeRepository,
     OrderRepository,
+    StrategyRepository,
     SymbolRepository,
     TradeRepository,
     UserRepository,
@@ -35,6 +37,14 @@ class UnitOfWork:
     @cached_property
     def bots(self) -> BotRepository:
         return BotRepository(self.session)
+
+    @cached_property
+    def bot_logs(self) -> BotLogRepository:
+        return BotLogRepository(self.session)
+
+    @cached_property
+    def strategies(self) -> StrategyRepository:
+        return StrategyRepository(self.session)
 
     @cached_property
     def orders(self) -> OrderRepository:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from contracts.base import Command
-from service.commands import bot, exchange, order, symbol, trade, user
+from service.commands import bot, bot_log, exchange, feed, order, simulation, strategy, symbol, trade, user
 from service.registry import Handler
 
 HANDLERS: dict[type[Command[Any]], Handler] = {
@@ -11,6 +11,10 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **exchange.handlers.handlers,
     **symbol.handlers.handlers,
     **bot.handlers.handlers,
+    **bot_log.handlers.handlers,
+    **strategy.handlers.handlers,
+    **feed.handlers.handlers,
+    **simulation.handlers.handlers,
     **order.handlers.handlers,
     **trade.handlers.handlers,
 }

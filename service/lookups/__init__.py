@@ -3,7 +3,7 @@
 from typing import Any
 
 from contracts.base import Lookup
-from service.lookups import bot, exchange, order, symbol, trade, user
+from service.lookups import bot, bot_log, exchange, feed, order, simulation, strategy, symbol, trade, user
 from service.registry import Answer
 
 ANSWERS: dict[type[Lookup[Any]], Answer] = {
@@ -11,6 +11,10 @@ ANSWERS: dict[type[Lookup[Any]], Answer] = {
     **exchange.lookups.answers_by_lookup,
     **symbol.lookups.answers_by_lookup,
     **bot.lookups.answers_by_lookup,
+    **bot_log.lookups.answers_by_lookup,
+    **strategy.lookups.answers_by_lookup,
+    **feed.lookups.answers_by_lookup,
+    **simulation.lookups.answers_by_lookup,
     **order.lookups.answers_by_lookup,
     **trade.lookups.answers_by_lookup,
 }

@@ -22,6 +22,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from service.base import Base, Versioned
+from service.models.feed import Feed
+from service.models.order import Order
+from service.models.simulation import Simulation
+from service.models.strategy import Strategy
+from service.models.user import User
 
 
 class Bot(Versioned, Base):
@@ -36,8 +41,18 @@ class Bot(Versioned, Base):
     active: Mapped[bool] = mapped_column(server_default=text("false"))
     timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
 
+    user: Mapped[User] = relationship(lazy="raise", viewonly=True)
     bot_exchanges: Mapped[list["BotExchange"]] = relationship(
         lazy="raise", order_by="BotExchange.exchange_id", viewonly=True
+    )
+    strategies: Mapped[list[Strategy]] = relationship(lazy="raise", order_by=Strategy.str_id, viewonly=True)
+    feeds: Mapped[list[Feed]] = relationship(lazy="raise", order_by=Feed.order, viewonly=True)
+    logs: Mapped[list["BotLog"]] = relationship(lazy="raise", order_by="BotLog.log_id", viewonly=True)
+    simulations: Mapped[list[Simulation]] = relationship(
+        lazy="raise", order_by=Simulation.simulation_id, viewonly=True
+    )
+    orders: Mapped[list[Order]] = relationship(
+        lazy="raise", primaryjoin=lambda: Bot.bot_id == Order.bot_id, order_by=Order.order_id, viewonly=True
     )
 
     __table_args__ = (

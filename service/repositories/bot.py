@@ -1,51 +1,61 @@
-"""Bots, their exchange accounts and their logs in the database."""
+"""Bots and their exchange accounts in the database, and what hangs on a bot under the manual's names."""
 
 from collections.abc import Sequence
-from typing import Any, Final
-from uuid import UUID
+from datetime import UTC, datetime, timedelta
+from itertools import compress
+from typing import Any
 
-from sqlalchemy import select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
-from contracts.bot import BotCreated, BotExchangeAdded, BotExchangeView, BotLogRef, BotLogSaved, BotView, SaveBotLog
-from service.models import Bot, BotExchange, BotLog, Exchange
-from service.outbox import change_as_json, record
-from service.repositories.base import BaseRepository, differing
-from service.repositories.ownership import check_owner
-
-# One round trip: read the rows, see that their bots exist, insert, announce.
-_SAVE_NEW_LOGS: Final = text(f"""
-WITH given AS MATERIALIZED (
-    SELECT nextval('bot_logs_log_id_seq') AS log_id, row.*
-    FROM ROWS FROM (
-        json_to_recordset(CAST(:rows AS json)) AS (
-            bot_id int, message text, level text, action text, "timestamp" timestamptz, feed_num smallint, ex_id int,
-            symbol text, position numeric, data jsonb
-        ),
-        unnest(CAST(:causes AS uuid[]))
-    ) WITH ORDINALITY AS row (
-        bot_id, message, level, action, "timestamp", feed_num, ex_id, symbol, position, data, cause, place
-    )
-    JOIN bots AS bot ON bot.bot_id = row.bot_id
-    ORDER BY row.place
-), stored AS (
-    INSERT INTO bot_logs (
-        log_id, bot_id, level, action, message, feed_num, ex_id, symbol, position, data, "timestamp"
-    ) OVERRIDING SYSTEM VALUE
-    SELECT log_id, bot_id, coalesce(level, 'INFO'), action, message, feed_num, ex_id, symbol, position, data,
-        coalesce("timestamp", now())
-    FROM given
-), announced AS (
-    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
-    SELECT 'bot_log.saved', array_agg(cause ORDER BY place),
-        '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}'
-    FROM given
-    HAVING count(*) > 0
+from contracts.bot import (
+    BotCreated,
+    BotDeleted,
+    BotExchangeAdded,
+    BotExchangeRemoved,
+    BotExchangeView,
+    BotRemoval,
+    BotUpdated,
+    BotView,
 )
-SELECT place - 1 AS position, log_id FROM given
-""")  # noqa: S608 - put together from the contracts, nothing of it comes from outside
+from contracts.bot_log import LogFields
+from contracts.errors import ErrorCode, Refusal
+from contracts.feed import BotFeedsChanged, FeedView
+from service.cursor import behind
+from service.models import (
+    OPEN_STATUSES,
+    Bot,
+    BotExchange,
+    BotLog,
+    Exchange,
+    Feed,
+    Order,
+    Simulation,
+    Strategy,
+    Trade,
+)
+from service.outbox import record
+from service.repositories.base import BaseRepository, check_version, differing, exact
+from service.repositories.bot_log import BotLogRepository
+from service.repositories.feed import FeedRepository
+from service.repositories.ownership import check_owner
+from service.repositories.simulation import SimulationRepository
+from service.repositories.strategy import StrategyRepository
 
 
 class BotRepository(BaseRepository[Bot]):
@@ -62,13 +72,117 @@ class BotRepository(BaseRepository[Bot]):
         record(self.session, BotCreated, after=BotView.model_validate(bot))
         return bot
 
+    async def edit_bot(self, bot_id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Bot:
+        """The bot with ``updates`` applied; no new version and no event if nothing differs.
+
+        ``conflict`` for a live bot that is to become active without an exchange account, and for another owner
+        while accounts, orders or trades of the present one are attached.
+        """
+        bot = await self._locked(bot_id, "bot_id")
+        check_version(bot, expected_version)
+        changing = differing(bot, updates)
+        if not changing:
+            return bot
+        if "uid" in changing:
+            await self._refuse_if_attached(bot)
+        before = BotView.model_validate(bot)
+        for name, value in updates.items():
+            setattr(bot, name, value)
+        if bot.active and not bot.dry_run and {"active", "dry_run"} & set(changing):
+            await self._refuse_without_account(bot_id)
+        await self.session.flush()
+        record(self.session, BotUpdated, before=before, after=BotView.model_validate(bot))
+        return bot
+
+    async def _refuse_if_attached(self, bot: Bot) -> None:
+        attached = (
+            await self.session.execute(
+                select(
+                    *(exists().where(model.bot_id == bot.bot_id) for model in (BotExchange, Order, Trade)),
+                )
+            )
+        ).one()
+        what = next(compress(("exchange accounts", "orders", "trades"), attached), None)
+        if what is not None:
+            raise Refusal(ErrorCode.CONFLICT, f"the bot has {what} of its present owner", field="uid")
+
+    async def _refuse_without_account(self, bot_id: int) -> None:
+        if not await self.session.scalar(select(exists().where(BotExchange.bot_id == bot_id))):
+            raise Refusal(ErrorCode.CONFLICT, "a live bot needs an exchange account first", field="active")
+
+    async def delete_bot(
+        self, bot_id: int, *, force: bool = False, expected_version: int | None = None
+    ) -> BotRemoval:
+        """What went with the bot: feeds, strategies, simulations, logs. Orders and trades stay, without a bot.
+
+        ``conflict`` while it has open orders or is active and live, unless ``force``.
+        """
+        bot = await self._locked(bot_id, "bot_id")
+        check_version(bot, expected_version)
+        if not force:
+            if bot.active and not bot.dry_run:
+                raise Refusal(ErrorCode.CONFLICT, "the bot is active and live", field="force")
+            if await self.session.scalar(
+                select(exists().where(Order.bot_id == bot_id, Order.status.in_(OPEN_STATUSES)))
+            ):
+                raise Refusal(ErrorCode.CONFLICT, "the bot has open orders", field="force")
+        [removal] = await self.remove([bot])
+        return removal
+
+    async def remove(self, bots: Sequence[Bot]) -> list[BotRemoval]:
+        """Delete bots that the caller has locked, and announce all that goes with each; in the order given.
+
+        Asks nothing: who may go is the caller's to know. As many statements for many bots as for one.
+        """
+        ids = [bot.bot_id for bot in bots]
+        links = await self._links(BotExchange.bot_id.in_(ids))
+        strategies = list(
+            await self.session.scalars(
+                select(Strategy)
+                .where(Strategy.bot_id.in_(ids))
+                .order_by(Strategy.str_id)
+                .options(selectinload(Strategy.param_rows))
+                .execution_options(populate_existing=True)
+            )
+        )
+        feeds = list(await self.session.scalars(select(Feed).where(Feed.bot_id.in_(ids)).order_by(Feed.feed_id)))
+        for feed in feeds:
+            record(self.session, BotFeedsChanged, before=FeedView.model_validate(feed))
+        StrategyRepository(self.session).record_removal(strategies)
+        for link in links:
+            record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
+        for bot in bots:
+            record(self.session, BotDeleted, before=BotView.model_validate(bot))
+        logs = await self._delete_counting(BotLog, ids)
+        simulations = await self._delete_counting(Simulation, ids)
+        for model in (Feed, Strategy, BotExchange, Bot):
+            await self.session.execute(delete(model).where(model.bot_id.in_(ids)))
+        return [
+            BotRemoval(
+                bot_id=bot_id,
+                bot_exchanges=sum(link.bot_id == bot_id for link in links),
+                strategies=sum(strategy.bot_id == bot_id for strategy in strategies),
+                feeds=sum(feed.bot_id == bot_id for feed in feeds),
+                simulations=simulations.get(bot_id, 0),
+                logs=logs.get(bot_id, 0),
+            )
+            for bot_id in ids
+        ]
+
+    async def _delete_counting(self, model: type[BotLog | Simulation], ids: Sequence[int]) -> dict[int, int]:
+        """Delete what belongs to these bots, and give the number of rows of each; the rows stay in the database."""
+        gone = delete(model).where(model.bot_id.in_(ids)).returning(model.bot_id).cte("gone")
+        rows = await self.session.execute(select(gone.c.bot_id, func.count()).group_by(gone.c.bot_id))
+        return dict(rows.all())
+
     async def add_exchange_to_bot(self, bot_id: int, exchange_data: dict[str, Any]) -> BotExchange:
         """What the bot may do on an account (``exchange_id`` is its ``ex_id``), set or changed.
 
         ``not_found`` without such a bot or account, ``forbidden`` if they belong to different users.
         """
         bot = await self._locked(bot_id, "bot_id")
-        values = {("exchange_id" if name == "ex_id" else name): value for name, value in exchange_data.items()}
+        data = exact(exchange_data)
+        values = {("exchange_id" if name == "ex_id" else name): value for name, value in data.items()}
         ex_id = values.pop("exchange_id")
         owner = await self.session.scalar(select(Exchange.uid).where(Exchange.ex_id == ex_id))
         check_owner("ex_id", f"exchange account {ex_id}", owner, bot.uid)
@@ -87,30 +201,185 @@ class BotRepository(BaseRepository[Bot]):
         record(self.session, BotExchangeAdded, before=before, after=BotExchangeView.model_validate(link))
         return link
 
-    async def get_bot_with_details(self, bot_id: int) -> Bot | None:
-        """The bot with its exchange accounts loaded, or None."""
-        return await self.session.scalar(
-            select(Bot).where(Bot.bot_id == bot_id).options(selectinload(Bot.bot_exchanges))
+    async def remove_exchange_from_bot(self, bot_id: int, ex_id: int, *, expected_version: int | None = None) -> bool:
+        """Whether the bot could use the account until now; its feeds stay, without an account."""
+        await self._locked(bot_id, "bot_id")
+        links = await self._links(BotExchange.bot_id == bot_id, BotExchange.exchange_id == ex_id)
+        for link in links:
+            check_version(link, expected_version)
+        await self.remove_links(links)
+        return bool(links)
+
+    async def remove_links(self, links: Sequence[BotExchange]) -> None:
+        """Let bots use accounts no more, and their feeds take prices from none of them in particular.
+
+        As many statements for many links as for one.
+        """
+        if not links:
+            return
+        used = [and_(Feed.bot_id == link.bot_id, Feed.ex_id == link.exchange_id) for link in links]
+        feeds = list(await self.session.scalars(select(Feed).where(or_(*used)).order_by(Feed.feed_id)))
+        before = {feed.feed_id: FeedView.model_validate(feed) for feed in feeds}
+        if feeds:
+            await self.session.execute(
+                update(Feed)
+                .where(Feed.feed_id.in_(before))
+                .values(ex_id=None, row_version=Feed.row_version + 1)
+                .execution_options(synchronize_session=False)
+            )
+        changed = await self.session.scalars(
+            select(Feed)
+            .where(Feed.feed_id.in_(before))
+            .order_by(Feed.feed_id)
+            .execution_options(populate_existing=True)
         )
+        for feed in changed:
+            record(self.session, BotFeedsChanged, before=before[feed.feed_id], after=FeedView.model_validate(feed))
+        for link in links:
+            record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
+        gone = [(link.bot_id, link.exchange_id) for link in links]
+        await self.session.execute(
+            delete(BotExchange)
+            .where(tuple_(BotExchange.bot_id, BotExchange.exchange_id).in_(gone))
+            .execution_options(synchronize_session="fetch")
+        )
+
+    async def _links(self, *which: ColumnElement[bool]) -> list[BotExchange]:
+        return list(
+            await self.session.scalars(
+                select(BotExchange)
+                .where(*which)
+                .order_by(BotExchange.bot_id, BotExchange.exchange_id)
+                .with_for_update()
+                .execution_options(populate_existing=True)
+            )
+        )
+
+    async def add_feed_to_bot(self, bot_id: int, feed_data: dict[str, Any]) -> Feed:
+        """The bot's feed of this symbol and timeframe, added if it was not there.
+
+        ``not_found`` or ``forbidden`` for a symbol, strategy or account that does not exist or belong; ``conflict``
+        if the bot has this feed with other content.
+        """
+        feed, _ = await self.place_feed(bot_id, feed_data)
+        return feed
+
+    async def place_feed(self, bot_id: int, feed_data: dict[str, Any]) -> tuple[Feed, bool]:
+        """The feed, and whether it is new. See `add_feed_to_bot`."""
+        return await FeedRepository(self.session).add(await self._locked(bot_id, "bot_id"), feed_data)
+
+    async def edit_feeds(self, bot_id: int, feeds_data: Sequence[dict[str, Any]]) -> list[Feed]:
+        """The bot's feeds once they are these and no others. See `FeedRepository.replace`."""
+        feeds, _ = await self.replace_feeds(bot_id, feeds_data)
+        return feeds
+
+    async def replace_feeds(self, bot_id: int, feeds_data: Sequence[dict[str, Any]]) -> tuple[list[Feed], bool]:
+        """The feeds, and whether anything had to change. See `edit_feeds`."""
+        return await FeedRepository(self.session).replace(await self._locked(bot_id, "bot_id"), feeds_data)
+
+    async def get_bot_feeds(self, bot_id: int) -> list[Feed]:
+        """The feeds of a bot by their order."""
+        return await FeedRepository(self.session).of_bot(bot_id)
+
+    async def get_bot_exchanges(self, bot_id: int) -> list[BotExchange]:
+        """The exchange accounts that a bot may use."""
+        return list(
+            await self.session.scalars(
+                select(BotExchange).where(BotExchange.bot_id == bot_id).order_by(BotExchange.exchange_id)
+            )
+        )
+
+    async def get_bot_strategies(self, bot_id: int) -> list[Strategy]:
+        """All that a bot runs, oldest first."""
+        return await StrategyRepository(self.session).get_bot_strategies(bot_id)
+
+    async def get_bot_with_details(self, bot_id: int) -> Bot | None:
+        """The bot with exchange accounts, strategies and feeds loaded, or None."""
+        return await self.session.scalar(_with_details().where(Bot.bot_id == bot_id))
+
+    async def get_bots_with_details(self, bot_ids: Sequence[int]) -> list[Bot]:
+        """Bots with everything loaded, in the order asked for, without those that do not exist."""
+        bots = {bot.bot_id: bot for bot in await self.session.scalars(_with_details().where(Bot.bot_id.in_(bot_ids)))}
+        return [bots[bot_id] for bot_id in dict.fromkeys(bot_ids) if bot_id in bots]
+
+    async def get_bots_by_user(self, uid: int) -> list[Bot]:
+        """All bots of a user, oldest first."""
+        return await self.get_bot_list(uid)
+
+    async def get_bot_list(
+        self,
+        uid: int | None = None,
+        *,
+        active: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> list[Bot]:
+        """Bots, oldest first: all, those of a user, or only active or inactive ones."""
+        bots = select(Bot).where(behind(cursor, Bot.bot_id)).order_by(Bot.bot_id).limit(limit)
+        if uid is not None:
+            bots = bots.where(Bot.uid == uid)
+        if active is not None:
+            bots = bots.where(Bot.active.is_(active))
+        return list(await self.session.scalars(bots))
+
+    async def get_bot_full_list(self, *, limit: int | None = None, cursor: str | None = None) -> list[Bot]:
+        """All bots with everything loaded, oldest first."""
+        page = _with_details().where(behind(cursor, Bot.bot_id)).order_by(Bot.bot_id).limit(limit)
+        return list(await self.session.scalars(page))
+
+    async def get_bot_params(self, bot_id: int) -> dict[str, Any]:
+        """What the bot is configured with, ready for ``json.dumps``; empty if there is no such bot."""
+        bot = await self.get_bot_with_details(bot_id)
+        if bot is None:
+            return {}
+        return {
+            **bot.to_dict(),
+            "bot_exchanges": [link.to_dict() for link in bot.bot_exchanges],
+            "strategies": [{**row.to_dict(), "params": dict(row.params)} for row in bot.strategies],
+        }
+
+    async def get_trading_currency(self, bot_id: int, exchange_id: int) -> str | None:
+        """What the bot trades in on an account (``exchange_id`` is its ``ex_id``), or None."""
+        return await self.session.scalar(
+            select(BotExchange.trading_currency).where(
+                BotExchange.bot_id == bot_id, BotExchange.exchange_id == exchange_id
+            )
+        )
+
+    async def get_bot_stats(self, bot_id: int, days: int = 30) -> Row[Any] | None:
+        """What the bot's real trades of the last days add up to, in one query; None if there is no such bot."""
+        bought = func.coalesce(func.sum(case((Trade.side == "buy", Trade.cost), else_=0)), 0)
+        sold = func.coalesce(func.sum(case((Trade.side == "sell", Trade.cost), else_=0)), 0)
+        recent = and_(Trade.bot_id == Bot.bot_id, Trade.timestamp >= datetime.now(UTC) - timedelta(days=days))
+        open_orders = (
+            select(func.count()).where(Order.bot_id == Bot.bot_id, Order.status.in_(OPEN_STATUSES)).scalar_subquery()
+        )
+        return (
+            await self.session.execute(
+                select(
+                    Bot.bot_id,
+                    literal(days).label("days"),
+                    func.count(Trade.trade_id).label("total_trades"),
+                    (bought + sold).label("total_volume"),
+                    bought.label("buy_volume"),
+                    sold.label("sell_volume"),
+                    func.coalesce(func.sum(Trade.roi), 0).label("total_roi"),
+                    open_orders.label("open_orders"),
+                    func.max(Trade.timestamp).label("last_trade"),
+                )
+                .outerjoin(Trade, recent)
+                .where(Bot.bot_id == bot_id)
+                .group_by(Bot.bot_id)
+            )
+        ).one_or_none()
 
     async def save_bot_log(self, log_data: dict[str, Any]) -> BotLog:
         """A new entry. ``not_found`` without such a bot."""
-        entry = (await self.session.scalars(insert(BotLog).values(log_data).returning(BotLog))).one()
-        record(self.session, BotLogSaved, after=BotLogRef.model_validate(entry))
-        return entry
+        return await BotLogRepository(self.session).save(log_data)
 
-    async def save_new_logs(self, entries: Sequence[SaveBotLog], causes: Sequence[UUID]) -> dict[int, int]:
-        """Store and announce those of ``entries`` whose bot exists, in one statement and one event.
-
-        Gives the id of each by its position. ``causes`` are the ids of the messages they came in.
-        """
-        rows = f"[{','.join(entry.model_dump_json(exclude_none=True) for entry in entries)}]"
-        stored = await self.session.execute(_SAVE_NEW_LOGS, {"rows": rows, "causes": list(causes)})
-        return {row.position: row.log_id for row in stored}
-
-    async def get_bot_log(self, log_id: int) -> BotLog | None:
-        """The entry with this id, or None."""
-        return await self.session.scalar(select(BotLog).where(BotLog.log_id == log_id))
+    async def save_bot_logs(self, logs: Sequence[LogFields | dict[str, Any]]) -> list[int]:
+        """The ids of new entries, in the order of the list. See `BotLogRepository.save_list`."""
+        return await BotLogRepository(self.session).save_list(logs)
 
     async def get_last_bot_log(self, bot_id: int) -> BotLog | None:
         """The newest entry of the bot's log, or None."""
@@ -118,11 +387,49 @@ class BotRepository(BaseRepository[Bot]):
 
     async def get_last_actions(self, bot_id: int, limit: int = 10) -> list[BotLog]:
         """The newest entries of the bot's log, newest first."""
-        return list(
-            await self.session.scalars(
-                select(BotLog)
-                .where(BotLog.bot_id == bot_id)
-                .order_by(BotLog.timestamp.desc(), BotLog.log_id.desc())
-                .limit(limit)
-            )
+        return await self.get_logs(bot_id, limit=limit)
+
+    async def get_logs(
+        self,
+        bot_id: int,
+        level: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        limit: int = 100,
+        *,
+        cursor: str | None = None,
+    ) -> list[BotLog]:
+        """Entries of the bot's log, newest first: of a level, from ``start_date`` on, before ``end_date``."""
+        return await BotLogRepository(self.session).newest_first(
+            bot_id, level=level, start_date=start_date, end_date=end_date, limit=limit, cursor=cursor
         )
+
+    async def save_simulation(self, simulation_data: dict[str, Any]) -> Simulation:
+        """The simulation, in place of an earlier one of the bot that had its name."""
+        simulation, _ = await self.replace_simulation(simulation_data)
+        return simulation
+
+    async def replace_simulation(self, simulation_data: dict[str, Any]) -> tuple[Simulation, bool]:
+        """The simulation, and whether it tells anything new. See `save_simulation`."""
+        bot = await self._locked(simulation_data["bot_id"], "bot_id")
+        return await SimulationRepository(self.session).save(bot, simulation_data)
+
+    async def load_simulation(self, simulation_id: int) -> Simulation | None:
+        """The simulation with all its details, or None."""
+        return await SimulationRepository(self.session).get_by_id(simulation_id)
+
+    async def load_simulations_catalog(self, bot_id: int) -> list[Simulation]:
+        """The simulations of the bot without params and results, those saved last first."""
+        return await SimulationRepository(self.session).catalog(bot_id)
+
+
+def _with_details() -> Select[Bot]:
+    return (
+        select(Bot)
+        .options(
+            selectinload(Bot.bot_exchanges),
+            selectinload(Bot.strategies).selectinload(Strategy.param_rows),
+            selectinload(Bot.feeds),
+        )
+        .execution_options(populate_existing=True)
+    )
