@@ -28,6 +28,16 @@ def symbol_decimals(symbol_id: int) -> str:
     return f"symbol:decimals:{symbol_id}"
 
 
+def symbol_by_id(symbol_id: int) -> str:
+    """One symbol by its id, absent ones included."""
+    return f"symbol:by_id:{symbol_id}"
+
+
+def all_symbols() -> str:
+    """The first symbols of all exchanges."""
+    return "symbols:all"
+
+
 def exchanges_of_user(uid: int) -> str:
     """The exchange accounts of a user."""
     return f"user:exchanges:{uid}"
@@ -61,3 +71,8 @@ def user(uid: int) -> str:
 def user_id(mail: str) -> str:
     """A user's id by mail address, in any case."""
     return f"user:id:{_escape(mail.lower())}"
+
+
+def trading_summary(uid: int) -> str:
+    """What a user's bots and trades add up to, as of at most an hour ago: new trades do not make it stale."""
+    return f"user:trading_summary:{uid}"

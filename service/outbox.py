@@ -43,6 +43,12 @@ def set_cause(session: AsyncSession, message_id: UUID | None) -> None:
     session.info[_CAUSE] = message_id
 
 
+def cause(session: AsyncSession) -> UUID | None:
+    """The message that what is recorded at present is attributed to."""
+    message_id: UUID | None = session.info.get(_CAUSE)
+    return message_id
+
+
 def record(session: AsyncSession, event: type[Event[V]], *, before: V | None = None, after: V | None = None) -> None:
     """Announce a change when ``session`` commits, and only then.
 

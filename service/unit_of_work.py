@@ -5,10 +5,12 @@ from functools import cached_property
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.repositories import (
+    AccountRepository,
     BotRepository,
     ExchangeRepository,
     OrderRepository,
     SymbolRepository,
+    TickRepository,
     TradeRepository,
     UserRepository,
 )
@@ -43,3 +45,11 @@ class UnitOfWork:
     @cached_property
     def trades(self) -> TradeRepository:
         return TradeRepository(self.session)
+
+    @cached_property
+    def accounts(self) -> AccountRepository:
+        return AccountRepository(self.session)
+
+    @cached_property
+    def ticks(self) -> TickRepository:
+        return TickRepository(self.session)

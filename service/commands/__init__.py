@@ -3,7 +3,7 @@
 from typing import Any
 
 from contracts.base import Command
-from service.commands import bot, exchange, order, symbol, trade, user
+from service.commands import account, bot, exchange, order, symbol, tick, trade, user
 from service.registry import Handler
 
 HANDLERS: dict[type[Command[Any]], Handler] = {
@@ -13,6 +13,8 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **bot.handlers.handlers,
     **order.handlers.handlers,
     **trade.handlers.handlers,
+    **account.handlers.handlers,
+    **tick.handlers.handlers,
 }
 
 __all__ = ["HANDLERS"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from contracts.base import Lookup
-from service.lookups import bot, order, symbol, trade
+from service.lookups import account, bot, order, symbol, tick, trade
 from service.registry import Answer
 
 ANSWERS: dict[type[Lookup[Any]], Answer] = {
@@ -11,6 +11,8 @@ ANSWERS: dict[type[Lookup[Any]], Answer] = {
     **bot.lookups.answers_by_lookup,
     **order.lookups.answers_by_lookup,
     **trade.lookups.answers_by_lookup,
+    **account.lookups.answers_by_lookup,
+    **tick.lookups.answers_by_lookup,
 }
 
 __all__ = ["ANSWERS"]

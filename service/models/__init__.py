@@ -1,29 +1,36 @@
 """Every table. Importing this module registers them all with the metadata."""
 
+from service.models.account import Balance, ExchangeHistory, Position
 from service.models.bot import Bot, BotExchange, BotLog
 from service.models.exchange import CatExchange, CatExchangeParam, Exchange
 from service.models.messaging import DeadLetter, EventStream, InboxMessage, OutboxEvent, RelayLease
 from service.models.order import OPEN_STATUSES, Order
 from service.models.symbol import Symbol
-from service.models.trade import Trade
+from service.models.tick import Tick
+from service.models.trade import DryTrade, Trade
 from service.models.user import RoleEnum, User
 
 __all__ = [
     "OPEN_STATUSES",
+    "Balance",
     "Bot",
     "BotExchange",
     "BotLog",
     "CatExchange",
     "CatExchangeParam",
     "DeadLetter",
+    "DryTrade",
     "EventStream",
     "Exchange",
+    "ExchangeHistory",
     "InboxMessage",
     "Order",
     "OutboxEvent",
+    "Position",
     "RelayLease",
     "RoleEnum",
     "Symbol",
+    "Tick",
     "Trade",
     "User",
 ]

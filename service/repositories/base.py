@@ -1,5 +1,6 @@
 """What every repository has. Repositories flush and record events; they never commit by themselves."""
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
@@ -56,8 +57,22 @@ class BaseRepository(Generic[T]):
 
 
 def exact(data: dict[str, Any]) -> dict[str, Any]:
-    """The values with every float as the decimal it is written as: 0.1 is a tenth, not the double next to it."""
-    return {name: Decimal(repr(value)) if isinstance(value, float) else value for name, value in data.items()}
+    """The values with every float as the decimal it is written as: 0.1 is a tenth, not the double next to it.
+
+    An instant without an offset is in UTC, as callers of the manual's methods mean it.
+    """
+    return {name: _exact(value) for name, value in data.items()}
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    return in_utc(value) if isinstance(value, datetime) else value
+
+
+def in_utc(instant: datetime) -> datetime:
+    """The instant with its offset, which is zero if it has none."""
+    return instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
 
 
 def differing(row: Base, values: dict[str, Any]) -> list[str]:
