@@ -169,7 +169,7 @@ class TradeRepository(BaseRepository[Trade]):
 
     async def _store_new(self, statement: TextClause, rows: str, causes: Sequence[UUID]) -> dict[int, int]:
         stored = await self.session.execute(statement, {"rows": rows, "causes": list(causes)})
-        return dict(stored.tuples().all())
+        return {row[0]: row[1] for row in stored}
 
     async def _known(self, trades: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, Any], Trade]:
         keys = [(trade["ex_id"], trade["ex_trade_id"]) for trade in trades if {"ex_id", "ex_trade_id"} <= set(trade)]

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Double, Select, case, cast, func, select, text
+from sqlalchemy import Double, Select, case, cast, func, select, text, true
 
 from contracts.trade import DryTradeRecorded, TradeRecorded
 from service.models import Bot, DryTrade, Trade, User
@@ -162,7 +162,7 @@ def user_summary(uid: int) -> Select[*tuple[Any, ...]]:
     recent = select(func.count().label("total"), func.coalesce(func.sum(newest.c.cost), 0).label("volume")).subquery(
         "recent"
     )
-    return select(
+    totals = select(
         User,
         bots.c.total.label("total_bots"),
         bots.c.active.label("active_bots"),
@@ -171,7 +171,11 @@ def user_summary(uid: int) -> Select[*tuple[Any, ...]]:
         recent.c.total.label("recent_trades_count"),
         recent.c.volume.label("recent_volume"),
         func.now().label("generated_at"),
-    ).where(User.uid == uid)
+    ).select_from(User)
+    # Each of these is one row.
+    for part in (bots, trades, recent):
+        totals = totals.join(part, true())
+    return totals.where(User.uid == uid)
 
 
 def price_stats(start_date: datetime, symbol_id: int | None) -> Select[*tuple[Any, ...]]:
