@@ -366,7 +366,7 @@ class GetUserTradingStats(Lookup[TradingStats], name="get_user_trading_stats"):
 
 
 class TradeRecorded(Event[TradeView], name="trade.recorded", key=("trade_id",)):
-    """Trades were put on record."""
+    """Trades were put on record, or (with an image before) linked with their order."""
 
     @classmethod
     def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - the trading summary lives by its TTL alone

@@ -237,6 +237,10 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("status = 'pending'"),
     )
+    for column in ("roi", "roi_pct"):
+        op.create_check_constraint(
+            op.f(f"ck_trades_{column}"), "trades", f"{column} > '-Infinity' AND {column} < 'Infinity'"
+        )
     op.drop_index(op.f("ix_trades_symbol_id"), table_name="trades")
     op.create_index(
         "ix_trades_newest_of_account",
@@ -276,6 +280,8 @@ def downgrade() -> None:
     op.drop_index("ix_trades_newest_of_user_by_symbol", table_name="trades")
     op.drop_index("ix_trades_newest_of_symbol", table_name="trades")
     op.drop_index("ix_trades_newest_of_account", table_name="trades")
+    for column in ("roi", "roi_pct"):
+        op.drop_constraint(op.f(f"ck_trades_{column}"), "trades")
     op.create_index(op.f("ix_trades_symbol_id"), "trades", ["symbol_id", "timestamp"], unique=False)
     op.drop_index("ix_orders_pending", table_name="orders", postgresql_where=sa.text("status = 'pending'"))
     op.drop_index("ix_orders_newest_of_symbol", table_name="orders")

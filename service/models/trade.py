@@ -20,7 +20,7 @@ from service.base import Base
 
 
 class Trade(Base):
-    """An execution on an exchange. Never changed, never dropped."""
+    """An execution on an exchange. Never dropped, and never changed but for the order it is linked with."""
 
     __tablename__ = "trades"
 
@@ -62,6 +62,8 @@ class Trade(Base):
         CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
         CheckConstraint("leverage > 0 AND leverage < 'Infinity'", name="leverage"),
         CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
+        CheckConstraint("roi > '-Infinity' AND roi < 'Infinity'", name="roi"),
+        CheckConstraint("roi_pct > '-Infinity' AND roi_pct < 'Infinity'", name="roi_pct"),
         # The one key that makes a trade unique for ever, whatever message it came in.
         Index(
             "uq_trades_ex_id_ex_trade_id",

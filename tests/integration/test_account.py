@@ -134,7 +134,7 @@ class TestBalances:
 
 class TestPositions:
     async def test_come_back_as_they_were_sent(self, direct: Direct, desk: Desk, sessions: SessionMaker) -> None:
-        sent = {"price": "0.10", "cost": "-1.0", "fee": "0.01", "realized_pnl": "-2", "count": 3}
+        sent: dict[str, Any] = {"price": "0.10", "cost": "-1.0", "fee": "0.01", "realized_pnl": "-2", "count": 3}
 
         await direct.call(positions(desk, volume="-10.00", side="short", bot_id=desk.bot.bot_id, **sent))
 
@@ -156,7 +156,7 @@ class TestPositions:
         self, executor: Executor, direct: Direct, desk: Desk, sessions: SessionMaker
     ) -> None:
         other = await a_desk(direct)
-        attempts = [
+        attempts: list[tuple[dict[str, Any], ErrorCode, str]] = [
             ({"symbol_id": 999}, ErrorCode.NOT_FOUND, "positions.0.symbol_id"),
             ({"symbol_id": other.symbol.symbol_id}, ErrorCode.FORBIDDEN, "positions.0.symbol_id"),
             ({"bot_id": 999}, ErrorCode.NOT_FOUND, "positions.0.bot_id"),

@@ -183,9 +183,10 @@ class TestDryTrade:
             desk.dry_trade(fee="0.00000000000000001", roi="-3", closing=True, reason="é", side="sell"),
             desk.dry_trade(size="1e3", timestamp="2019-10-11T02:00:11.62+02:00", leverage="2.50"),
         ]
-        for one in sent:
-            await executor.execute([received(one)])
-        await executor.execute([received(one, reply_to=None) for one in (*sent, desk.dry_trade(bot_id=999))])
+        for dry_trade in sent:
+            await executor.execute([received(dry_trade)])
+        together = (*sent, desk.dry_trade(bot_id=999))
+        await executor.execute([received(dry_trade, reply_to=None) for dry_trade in together])
 
         async with sessions() as session:
             rows = [row.to_dict() for row in await session.scalars(select(DryTrade).order_by(DryTrade.dry_trade_id))]
