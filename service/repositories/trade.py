@@ -113,7 +113,7 @@ class TradeRepository(BaseRepository[Trade]):
     async def record_trades(self, trades: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool] | Refusal]:
         """For each trade its id and whether it is new, or why it was refused, in the order given.
 
-        Two statements for any number up to a thousand, and some more for each that is refused.
+        Two statements for any number up to 500, and some more for each that is refused.
         """
         outcomes: list[tuple[int, bool] | Refusal] = []
         for start in range(0, len(trades), _ROWS_PER_STATEMENT):

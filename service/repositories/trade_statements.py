@@ -11,10 +11,8 @@ from service.outbox import change_as_json
 
 # Many trades may have come in one message, and those of a program that uses the library came in none.
 _CAUSES: Final = """(
-            SELECT coalesce(
-                array_agg(DISTINCT cause) FILTER (WHERE cause IS NOT NULL AND {id} IN (SELECT {id} FROM stored)), '{{}}'
-            )
-            FROM given
+            SELECT coalesce(array_agg(DISTINCT cause) FILTER (WHERE cause IS NOT NULL), '{{}}')
+            FROM given WHERE {id} IN (SELECT {id} FROM stored)
         )"""
 
 RECENT_TRADES: Final = 100
