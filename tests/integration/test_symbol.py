@@ -137,15 +137,21 @@ class TestSynchronization:
 
         assert counts[0] == counts[1]
 
-    async def test_at_the_same_time_lists_everything_once(
+    async def test_waits_for_another_one_of_the_same_exchange(
         self, executor: Executor, desk: Desk, sessions: SessionMaker
     ) -> None:
         rules = [SymbolRules(symbol=f"S{i}/B") for i in range(50)]
         command = SyncExchangeSymbols(ex_id=desk.account.ex_id, symbols=rules)
 
-        replies = await asyncio.gather(*(executor.execute([received(command)]) for _ in range(4)))
+        async with sessions.begin() as session:
+            said = [rule.model_dump(exclude_unset=True) for rule in rules]
+            await SymbolRepository(session).sync_exchange_symbols(desk.account.ex_id, said)
+            other = asyncio.create_task(executor.execute([received(command)]))
+            await asyncio.sleep(0.3)
+            assert not other.done()
+        [reply] = await other
 
-        assert sorted(reply.data["created"] for [reply] in replies) == [0, 0, 0, 50]
+        assert (reply.data["created"], reply.data["updated"], reply.data["unchanged"]) == (0, 0, 50)
         assert len(await events(sessions, "symbols.changed")) == 50
 
     async def test_of_an_unknown_account_is_refused(self, executor: Executor) -> None:
