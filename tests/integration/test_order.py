@@ -124,6 +124,18 @@ class TestFill:
         assert len(await trades_of(sessions, desk)) == 2
         assert len(await events(sessions, "order.status_changed")) == 2
 
+    async def test_never_takes_back_what_the_exchange_said_was_filled(
+        self, executor: Executor, direct: Direct, desk: Desk
+    ) -> None:
+        order = await direct.call(desk.order(size="10"))
+        await direct.call(UpdateOrderStatus(order_id=order.order_id, status="partially_filled", filled_size="5"))
+        fill = FillOrder(order_id=order.order_id, price="1", size="1", ex_trade_id="T-1")
+
+        replies = [(await executor.execute([received(fill)]))[0] for _ in range(2)]
+
+        assert [reply.data["order"]["filled_size"] for reply in replies] == ["6", "6"]
+        assert [reply.meta.duplicate for reply in replies] == [False, True]
+
     async def test_counts_a_trade_that_a_poller_recorded_before(
         self, executor: Executor, direct: Direct, desk: Desk, sessions: SessionMaker
     ) -> None:
