@@ -28,6 +28,16 @@ def symbol_decimals(symbol_id: int) -> str:
     return f"symbol:decimals:{symbol_id}"
 
 
+def symbol_by_id(symbol_id: int) -> str:
+    """One symbol by its id, absent ones included."""
+    return f"symbol:by_id:{symbol_id}"
+
+
+def all_symbols() -> str:
+    """The first symbols of all exchanges."""
+    return "symbols:all"
+
+
 def exchanges_of_user(uid: int) -> str:
     """The exchange accounts of a user."""
     return f"user:exchanges:{uid}"

@@ -83,8 +83,11 @@ class LeasedCache:
         self._swap = redis.register_script(_SWAP)
         self._around_until = 0.0
 
-    async def get(self, key: str, load: Load) -> bytes:
-        """The value of ``key``, loaded and stored if it is not cached. Only ``load`` can fail."""
+    async def get(self, key: str, load: Load, *, ttl: float | None = None) -> bytes:
+        """The value of ``key``, loaded and stored if it is not cached. Only ``load`` can fail.
+
+        It is stored for ``ttl`` seconds, or the cache's own time to live.
+        """
         name = physical_name(self._namespace, key)
         if asyncio.get_running_loop().time() < self._around_until:
             self._count("bypass")
@@ -96,7 +99,7 @@ class LeasedCache:
                 return bytes(held[1 + _NONCE_BYTES :])
             self._count("miss")
             for _ in range(_TRIES):
-                value = await self._fill(name, load)
+                value = await self._fill(name, load, self._ttl_ms if ttl is None else round(ttl * 1_000))
                 if value is not None:
                     return value
         except (RedisError, OSError, TimeoutError):
@@ -116,7 +119,7 @@ class LeasedCache:
         if names:
             await self._redis.unlink(*names)
 
-    async def _fill(self, name: str, load: Load) -> bytes | None:
+    async def _fill(self, name: str, load: Load, ttl_ms: int) -> bytes | None:
         """Load under a lease and store; None if the lease was lost meanwhile, so the value may be old."""
         nonce = os.urandom(_NONCE_BYTES)
         lease = _LEASE + nonce
@@ -133,7 +136,7 @@ class LeasedCache:
             if not taken:
                 return None
         value = await load()
-        ttl = round(self._ttl_ms * random.uniform(0.9, 1.0))
+        ttl = round(ttl_ms * random.uniform(0.9, 1.0))
         stored = await self._swap(keys=[name], args=[lease, _VALUE + nonce + value, ttl])
         return value if stored else None
 

@@ -8,11 +8,15 @@ from pydantic import Field, model_validator
 
 from contracts.base import Command, Event, Lookup, View
 from contracts.topology import Lane
+from contracts.trade import ExchangeTradeId, TradeView
 from contracts.types import (
+    Amount,
+    Cursor,
     ExactDecimal,
     Id,
     Instant,
     LedgerId,
+    Limit,
     NonNegative,
     OrderStatus,
     OrderType,
@@ -106,6 +110,83 @@ class UpdateOrderStatus(Command[OrderView], name="update_order_status", lane=Lan
         return self
 
 
+class FilledOrder(View):
+    """An order and the trade that filled it, as far as it did."""
+
+    order: OrderView
+    trade: TradeView
+
+
+class FillOrder(Command[FilledOrder], name="fill_order", lane=Lane.TRADING):
+    """Put the execution of an order on record: its trade and its new status, in one transaction.
+
+    The order becomes ``filled``, or ``partially_filled`` while some of its size is left. One that is over is an
+    ``invalid_transition``, unless ``ex_trade_id`` is that of a trade already counted: that is answered with what is
+    stored (``meta.duplicate``) and fills nothing twice.
+    """
+
+    order_id: LedgerId
+    price: Positive
+    """What was really paid."""
+    size: Positive | None = None
+    """How much was executed; all that is left if left out."""
+    fee: Amount | None = None
+    fee_currency: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
+    ex_trade_id: ExchangeTradeId | None = None
+    ex_order_id: ExchangeOrderId | None = None
+    timestamp: Instant | None = None
+    """When it was executed; the time of storing if left out."""
+    worker: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    """Who claimed the order: ``conflict`` if it is leased to someone else meanwhile."""
+    expected_version: Id | None = None
+
+
+class CancelledOrders(View):
+    """The orders that were ended."""
+
+    count: int
+    order_ids: list[LedgerId]
+
+
+class CancelOpenOrders(Command[CancelledOrders], name="cancel_open_orders", lane=Lane.TRADING):
+    """End the open orders of a bot, all at once. Those that cannot become ``to_status`` are left as they are."""
+
+    bot_id: Id
+    from_status: OrderStatus | None = None
+    """Only orders of this status: pending, open or partially_filled; all three if left out."""
+    to_status: OrderStatus = "cancelled"
+    """cancelled, rejected or expired."""
+
+    @model_validator(mode="after")
+    def _goes_from_open_to_over(self) -> Self:
+        if self.from_status not in (None, "pending", "open", "partially_filled"):
+            raise ValueError("from_status must be pending, open or partially_filled")
+        if self.to_status not in ("cancelled", "rejected", "expired"):
+            raise ValueError("to_status must be cancelled, rejected or expired")
+        return self
+
+
+class ClaimedOrders(View):
+    """Pending orders that nobody else is given until the lease ends."""
+
+    orders: list[OrderView]
+    worker: str
+    leased_until: Instant
+
+
+class ClaimPendingOrders(Command[ClaimedOrders], name="claim_pending_orders", lane=Lane.TRADING):
+    """Lease pending orders to a worker, oldest first: no other worker is given them before the lease ends.
+
+    A lease changes nothing else of an order and is announced by no event. It ends by itself, or when the order's
+    status changes.
+    """
+
+    worker: Annotated[Text, Field(min_length=1, max_length=64)]
+    """A name of its own for each worker."""
+    limit: Limit = 100
+    lease_seconds: Annotated[int, Field(strict=True, ge=1, le=3_600)] = 60
+
+
 class GetOrder(Lookup[OrderView | None], name="get_order"):
     """An order by id; null if there is none."""
 
@@ -125,6 +206,45 @@ class GetOpenOrders(Lookup[list[OrderView]], name="get_open_orders"):
         if self.bot_id is None and self.uid is None and self.ex_id is None:
             raise ValueError("one of bot_id, uid and ex_id is required")
         return self
+
+
+class OrdersPage(View):
+    """Some orders of a longer list."""
+
+    orders: list[OrderView]
+    next_cursor: str | None
+    """Give it as ``cursor`` to get what follows; null once a page is not full."""
+
+
+class GetPendingOrders(Lookup[OrdersPage], name="get_pending_orders"):
+    """Orders that no exchange has yet, oldest first. A worker that means to fill them claims them instead."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class GetOrders(Lookup[OrdersPage], name="get_orders"):
+    """Orders of a bot, a user, an account or a symbol, newest first; several of these narrow it down."""
+
+    status: OrderStatus | None = None
+    bot_id: Id | None = None
+    uid: Id | None = None
+    ex_id: Id | None = None
+    symbol_id: Id | None = None
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+    @model_validator(mode="after")
+    def _names_whose(self) -> Self:
+        if self.bot_id is None and self.uid is None and self.ex_id is None and self.symbol_id is None:
+            raise ValueError("one of bot_id, uid, ex_id and symbol_id is required")
+        return self
+
+
+class GetLastOrder(Lookup[OrderView | None], name="get_last_order"):
+    """The newest order of a bot; null if it has none."""
+
+    bot_id: Id
 
 
 class OrderCreated(Event[OrderView], name="order.created", key=("order_id",)):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
-from contracts.types import ExactDecimal, Flag, Id, Positive, SymbolName, Text
+from contracts.types import Cursor, ExactDecimal, Flag, Id, Limit, Positive, SymbolName, Text
 
 Decimals = Annotated[int, Field(strict=True, ge=0, le=18)]
 Ticker = Annotated[Text, Field(min_length=1, max_length=40)]
@@ -37,11 +37,10 @@ class SymbolView(View):
     row_version: int
 
 
-class SymbolFields(Part):
-    """What one says of a symbol to list it."""
+class SymbolRules(Part):
+    """What an exchange says of a symbol that it lists."""
 
     symbol: SymbolName
-    cat_ex_id: Id
     ticker: Ticker | None = None
     base: Currency | None = None
     quote: Currency | None = None
@@ -58,6 +57,12 @@ class SymbolFields(Part):
     backtest: Flag = False
     futures: Flag = False
     only_ticker: Flag = False
+
+
+class SymbolFields(SymbolRules):
+    """What one says of a symbol to list it."""
+
+    cat_ex_id: Id
 
 
 class AddSymbol(SymbolFields, Command[SymbolView], name="add_symbol"):
@@ -128,11 +133,97 @@ class UpdateSymbol(Command[SymbolView], name="update_symbol"):
     expected_version: Id | None = None
 
 
+class DeleteSymbol(Command[SymbolView], name="delete_symbol"):
+    """Take a symbol off the list of its exchange, with its ticks; answered with what it was.
+
+    ``conflict`` while an order, a trade, a dry trade or a position is about it, or if ``expected_version`` is not
+    its version.
+    """
+
+    symbol_id: Id
+    expected_version: Id | None = None
+
+
+class SymbolSyncError(View):
+    """A symbol of a synchronization that was left as it is, and why."""
+
+    index: int
+    """Its place in the list, from 0."""
+    symbol: str
+    code: str
+    error: str
+
+
+class SymbolsSynced(View):
+    """What a synchronization did."""
+
+    created: int
+    updated: int
+    unchanged: int
+    """Listed before with the same content."""
+    errors: list[SymbolSyncError]
+
+
+class SyncExchangeSymbols(Command[SymbolsSynced], name="sync_exchange_symbols"):
+    """Bring the symbols of the exchange of an account to what the exchange says, in one transaction.
+
+    Those it does not list yet are listed; of the others the fields named here are set. Symbols that are not named
+    stay as they are.
+    """
+
+    ex_id: Id
+    """A user's account; the symbols are those of its catalog exchange."""
+    symbols: Annotated[list[SymbolRules], Field(min_length=1, max_length=2_000)]
+
+
 class GetSymbol(Lookup[SymbolView | None], name="get_symbol"):
     """A symbol by its name on a catalog exchange; null if it is not listed there."""
 
     symbol: SymbolName
     cat_ex_id: Id
+
+
+class GetSymbolById(Lookup[SymbolView | None], name="get_symbol_by_id"):
+    """A symbol by its id; null if there is none."""
+
+    symbol_id: Id
+
+
+class GetIdBySymbol(Lookup[int | None], name="get_id_by_symbol"):
+    """The id of the symbol of that name on a catalog exchange; null if it is not listed there."""
+
+    symbol: SymbolName
+    cat_ex_id: Id
+
+
+class SymbolsPage(View):
+    """Some symbols by id."""
+
+    symbols: list[SymbolView]
+    next_cursor: str | None
+    """Give it as ``cursor`` to get what follows; null once a page is not full."""
+
+
+class GetAllSymbols(Lookup[SymbolsPage], name="get_all_symbols"):
+    """The symbols of all exchanges, or of one, by id."""
+
+    exchange_name: Annotated[Text, Field(min_length=1, max_length=50)] | None = None
+    """The name of a catalog exchange."""
+    active_only: Flag = False
+    """Leave out those halted or delisted."""
+    limit: Limit = 1_000
+    cursor: Cursor | None = None
+
+
+class SearchSymbols(Lookup[list[SymbolView]], name="search_symbols"):
+    """Symbols with a text in their name, ticker, base or quote currency, in any case, by name.
+
+    ``%`` and ``_`` stand for themselves.
+    """
+
+    query: Annotated[Text, Field(min_length=1, max_length=40)]
+    cat_ex_id: Id | None = None
+    limit: Limit = 100
 
 
 class GetSymbolsByExchange(Lookup[list[SymbolView]], name="get_symbols_by_exchange"):
@@ -159,6 +250,8 @@ def _keys(image: SymbolView) -> Iterable[str]:
         cache_keys.symbol(image.symbol, image.cat_ex_id),
         cache_keys.symbols_of_exchange(image.cat_ex_id),
         cache_keys.symbol_decimals(image.symbol_id),
+        cache_keys.symbol_by_id(image.symbol_id),
+        cache_keys.all_symbols(),
     )
 
 
@@ -172,6 +265,22 @@ class SymbolCreated(Event[SymbolView], name="symbol.created", key=("symbol_id",)
 
 class SymbolUpdated(Event[SymbolView], name="symbol.updated", key=("symbol_id",)):
     """A symbol's name, exchange or rules changed."""
+
+    @classmethod
+    def keys_of(cls, image: SymbolView) -> Iterable[str]:
+        return _keys(image)
+
+
+class SymbolDeleted(Event[SymbolView], name="symbol.deleted", key=("symbol_id",)):
+    """A symbol was taken off the list of its exchange."""
+
+    @classmethod
+    def keys_of(cls, image: SymbolView) -> Iterable[str]:
+        return _keys(image)
+
+
+class SymbolsChanged(Event[SymbolView], name="symbols.changed", key=("symbol_id",)):
+    """A synchronization listed symbols (without an image before) and changed others."""
 
     @classmethod
     def keys_of(cls, image: SymbolView) -> Iterable[str]:

@@ -155,9 +155,13 @@ Id = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
 """The id of a configured thing: user, account, symbol, bot."""
 LedgerId = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
 """The id of a row that is written all day: order, trade, log entry."""
+Limit = Annotated[int, Strict(), Field(ge=1, le=1_000)]
+"""How many rows of a list to give at most."""
 
 Text = Annotated[str, AfterValidator(_storable)]
 Name = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_storable)]
+Cursor = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_-]+$")]
+"""Where a list goes on: the ``next_cursor`` of the answer before, as it is."""
 Mail = Annotated[str, Field(min_length=3, max_length=80, pattern=r"^[^@\s]+@[^@\s]+$"), AfterValidator(_storable)]
 SymbolName = Annotated[
     str, Field(min_length=1, max_length=40, pattern=r"^[^a-z\s\x00-\x1f]+$"), AfterValidator(_storable)
@@ -186,6 +190,7 @@ def _canonical_status(value: Any) -> Any:
     return _STATUS_SYNONYMS.get(word, word) if isinstance(word, str) else word
 
 
+PositionSide = Annotated[Literal["long", "short", "flat"], BeforeValidator(_lower)]
 Side = Annotated[Literal["buy", "sell"], BeforeValidator(_lower)]
 OrderType = Annotated[
     Literal["market", "limit", "stop", "stop_limit", "take_profit", "take_profit_limit", "trailing_stop"],
@@ -199,9 +204,5 @@ OrderStatus = Annotated[
 Role = Literal["ADMIN", "USER"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
-Limit = Annotated[int, Strict(), Field(ge=1, le=1_000)]
-"""How many things one answer lists at most."""
 Page = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 """The number of a page, from 1."""
-Cursor = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_-]+$")]
-"""Where a list goes on: what the answer before gave as ``next_cursor``, as it is."""

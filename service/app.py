@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 _LOOKUP_PREFETCH = 500
 
+# Events of everything that lookups cache; those of orders, trades and logs are many and make nothing stale.
+_CACHED_ENTITIES = ("bot.#", "catalog.#", "exchange.#", "strategy.#", "symbol.#", "symbols.#", "user.#")
+
 
 class StartError(Exception):
     """A server cannot be reached or used; the message names the setting and what to do."""
@@ -66,7 +69,7 @@ class Service:
             self._redis,
             queue=f"{settings.cache_namespace}.cache",
             namespace=settings.cache_namespace,
-            bindings=("symbol.#", "user.#", "exchange.#", "catalog.#"),
+            bindings=_CACHED_ENTITIES,
         )
         self._lookups = LookupServer(
             sessions,

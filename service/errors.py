@@ -49,6 +49,8 @@ _CONSTRAINTS: Final[dict[str, tuple[ErrorCode, str, str]]] = {
     "uq_orders_client_order_id": (ErrorCode.CONFLICT, "client_order_id", "another order has it"),
     "fk_orders_symbol_id_cat_ex_id_symbols": (ErrorCode.CONFLICT, "cat_ex_id", "the symbol has orders"),
     "fk_trades_symbol_id_cat_ex_id_symbols": (ErrorCode.CONFLICT, "cat_ex_id", "the symbol has trades"),
+    "fk_dry_trades_symbol_id_cat_ex_id_symbols": (ErrorCode.CONFLICT, "cat_ex_id", "the symbol has dry trades"),
+    "fk_positions_symbol_id_cat_ex_id_symbols": (ErrorCode.CONFLICT, "cat_ex_id", "the symbol has positions"),
 }
 _BY_SQLSTATE: Final = {
     "23505": (ErrorCode.CONFLICT, "is taken"),

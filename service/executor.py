@@ -227,7 +227,9 @@ class _Attempt:
         elif before.row_id is not None and task.received.reply_to and isinstance(task.request, Command):
             recall = self._handlers[type(task.request)].recall
             assert recall is not None  # noqa: S101 - who makes rows for many can recall them
-            first = _answered(task.request, await recall(before.row_id, self._work), None)
+            row = await recall(before.row_id, self._work)
+            if row is not None:
+                first = _answered(task.request, row, None)
         return first.model_copy(update={"meta": first.meta.model_copy(update={"duplicate": True})})
 
     async def _effect(self, task: _Task) -> Reply | Refusal:

@@ -112,9 +112,10 @@ class LookupServer:
             value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh))
             derived = answer.derive(value)
             return await self.answer(derived, fresh=fresh) if isinstance(derived, Lookup) else _dump(lookup, derived)
-        if answer.key is None or fresh or not self._cache_is_current():
+        key = answer.key(lookup) if answer.key is not None else None
+        if key is None or fresh or not self._cache_is_current():
             return await self._load(lookup, answer)
-        return await self._cache.get(answer.key(lookup), lambda: self._load(lookup, answer))
+        return await self._cache.get(key, lambda: self._load(lookup, answer), ttl=answer.ttl)
 
     async def _load(self, lookup: Lookup[Any], answer: Answer) -> bytes:
         assert answer.load is not None  # noqa: S101 - what is not derived is loaded

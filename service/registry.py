@@ -23,6 +23,7 @@ class Existing(Generic[R]):
 One = Callable[[Any, UnitOfWork], Awaitable[Any]]
 Many = Callable[[Sequence[Any], Sequence[UUID], UnitOfWork], Awaitable[Mapping[int, int]]]
 Recall = Callable[[int, UnitOfWork], Awaitable[Any]]
+"""Gives None for a row that is gone by now."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,16 @@ class Handler:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a lookup is answered: by ``load``, kept in the cache under ``key`` where it has one.
+    """How a lookup is answered: by ``load``, kept in the cache under ``key`` where it gives one.
 
-    A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry. Where
-    ``derive`` gives a lookup, that one is asked next and its answer is the answer.
+    It is kept for ``ttl`` seconds, or as long as the cache keeps anything. A derived lookup is answered from the
+    answer of another one, ``source``, and shares its cache entry. Where ``derive`` gives a lookup, that one is asked
+    next and its answer is the answer.
     """
 
     load: One | None = None
-    key: Callable[[Any], str] | None = None
+    key: Callable[[Any], str | None] | None = None
+    ttl: float | None = None
     source: Callable[[Any], Lookup[Any]] | None = None
     derive: Callable[[Any], Any] | None = None
 
@@ -98,12 +101,20 @@ class LookupTable:
         self.answers_by_lookup: dict[type[Lookup[Any]], Answer] = {}
 
     def answers(
-        self, lookup: type[Lookup[R]], *, cached_under: Callable[[Any], str] | None = None
+        self,
+        lookup: type[Lookup[R]],
+        *,
+        cached_under: Callable[[Any], str | None] | None = None,
+        ttl: float | None = None,
     ) -> Callable[[Callable[[Any, UnitOfWork], Awaitable[R]]], Callable[[Any, UnitOfWork], Awaitable[R]]]:
-        """Register a plain function that answers ``lookup``, and under which key its answer may be cached."""
+        """Register a plain function that answers ``lookup``, under which key its answer may be cached, and how long.
+
+        ``ttl`` is in seconds; without one an answer is kept until an event names its key. A key of None is for a
+        question whose answer is not cached.
+        """
 
         def register(load: Callable[[Any, UnitOfWork], Awaitable[R]]) -> Callable[[Any, UnitOfWork], Awaitable[R]]:
-            self._add(lookup, Answer(load=load, key=cached_under))
+            self._add(lookup, Answer(load=load, key=cached_under, ttl=ttl))
             return load
 
         return register

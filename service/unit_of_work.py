@@ -5,12 +5,14 @@ from functools import cached_property
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.repositories import (
+    AccountRepository,
     BotLogRepository,
     BotRepository,
     ExchangeRepository,
     OrderRepository,
     StrategyRepository,
     SymbolRepository,
+    TickRepository,
     TradeRepository,
     UserRepository,
 )
@@ -53,3 +55,11 @@ class UnitOfWork:
     @cached_property
     def trades(self) -> TradeRepository:
         return TradeRepository(self.session)
+
+    @cached_property
+    def accounts(self) -> AccountRepository:
+        return AccountRepository(self.session)
+
+    @cached_property
+    def ticks(self) -> TickRepository:
+        return TickRepository(self.session)

@@ -17,8 +17,10 @@ from contracts import (
     AddUser,
     BotView,
     CatExchangeView,
+    CreateOrder,
     ExchangeView,
     InstallExchange,
+    RecordDryTrade,
     RecordTrade,
     SymbolView,
     UserView,
@@ -58,6 +60,33 @@ class Desk:
             "ex_trade_id": secrets.token_hex(8),
         }
         return RecordTrade(**{**fields, **changes})
+
+    def order(self, **changes: Any) -> CreateOrder:
+        """A limit order of this desk's bot for 10 at 0.1, unless told otherwise."""
+        fields: dict[str, Any] = {
+            "bot_id": self.bot.bot_id,
+            "uid": self.user.uid,
+            "ex_id": self.account.ex_id,
+            "symbol_id": self.symbol.symbol_id,
+            "side": "buy",
+            "size": "10",
+            "order_type": "limit",
+            "price": "0.1",
+        }
+        return CreateOrder(**{**fields, **changes})
+
+    def dry_trade(self, **changes: Any) -> RecordDryTrade:
+        """A dry trade of this desk's bot."""
+        fields: dict[str, Any] = {
+            "bot_id": self.bot.bot_id,
+            "uid": self.user.uid,
+            "ex_id": self.account.ex_id,
+            "symbol_id": self.symbol.symbol_id,
+            "side": "buy",
+            "size": "23.00000000",
+            "price": "0.00141342",
+        }
+        return RecordDryTrade(**{**fields, **changes})
 
 
 async def a_desk(client: "PersistenceClient | Direct", *, symbol: str = "XRP/ETH") -> Desk:

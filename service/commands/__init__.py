@@ -3,7 +3,20 @@
 from typing import Any
 
 from contracts.base import Command
-from service.commands import bot, bot_log, exchange, feed, order, simulation, strategy, symbol, trade, user
+from service.commands import (
+    account,
+    bot,
+    bot_log,
+    exchange,
+    feed,
+    order,
+    simulation,
+    strategy,
+    symbol,
+    tick,
+    trade,
+    user,
+)
 from service.registry import Handler
 
 HANDLERS: dict[type[Command[Any]], Handler] = {
@@ -17,6 +30,8 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **simulation.handlers.handlers,
     **order.handlers.handlers,
     **trade.handlers.handlers,
+    **account.handlers.handlers,
+    **tick.handlers.handlers,
 }
 
 __all__ = ["HANDLERS"]

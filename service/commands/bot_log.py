@@ -15,8 +15,9 @@ async def save_bot_log(command: SaveBotLog, work: UnitOfWork) -> BotLogRef:
     return BotLogRef.model_validate(await work.bot_logs.save(command.model_dump(exclude_none=True)))
 
 
-async def recall_bot_log(log_id: int, work: UnitOfWork) -> BotLogRef:
-    return BotLogRef.model_validate(await work.bot_logs.get(log_id))
+async def recall_bot_log(log_id: int, work: UnitOfWork) -> BotLogRef | None:
+    entry = await work.bot_logs.get(log_id)
+    return None if entry is None else BotLogRef.model_validate(entry)
 
 
 @handlers.handles_many(SaveBotLog, recall=recall_bot_log)

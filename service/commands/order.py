@@ -1,6 +1,17 @@
 """Commands about orders."""
 
-from contracts.order import CreateOrder, OrderView, UpdateOrderStatus
+from contracts.order import (
+    CancelledOrders,
+    CancelOpenOrders,
+    ClaimedOrders,
+    ClaimPendingOrders,
+    CreateOrder,
+    FilledOrder,
+    FillOrder,
+    OrderView,
+    UpdateOrderStatus,
+)
+from contracts.trade import TradeView
 from service.registry import CommandTable, Existing
 from service.unit_of_work import UnitOfWork
 
@@ -32,3 +43,24 @@ async def update_order_status(command: UpdateOrderStatus, work: UnitOfWork) -> O
     )
     view = OrderView.model_validate(order)
     return view if changed else Existing(view)
+
+
+@handlers.handles(FillOrder)
+async def fill_order(command: FillOrder, work: UnitOfWork) -> FilledOrder | Existing[FilledOrder]:
+    order, trade, changed = await work.orders.fill_order(**command.model_dump())
+    filled = FilledOrder(order=OrderView.model_validate(order), trade=TradeView.model_validate(trade))
+    return filled if changed else Existing(filled)
+
+
+@handlers.handles(CancelOpenOrders)
+async def cancel_open_orders(command: CancelOpenOrders, work: UnitOfWork) -> CancelledOrders:
+    orders = await work.orders.cancel_open_orders(**command.model_dump())
+    return CancelledOrders(count=len(orders), order_ids=[order.order_id for order in orders])
+
+
+@handlers.handles(ClaimPendingOrders)
+async def claim_pending_orders(command: ClaimPendingOrders, work: UnitOfWork) -> ClaimedOrders:
+    orders, leased_until = await work.orders.claim_pending_orders(**command.model_dump())
+    return ClaimedOrders(
+        orders=[OrderView.model_validate(order) for order in orders], worker=command.worker, leased_until=leased_until
+    )

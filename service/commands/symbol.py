@@ -1,7 +1,18 @@
 """Commands about symbols."""
 
 from contracts.errors import Refusal
-from contracts.symbol import AddSymbol, AddSymbols, SymbolFailure, SymbolsAdded, SymbolView, UpdateSymbol
+from contracts.symbol import (
+    AddSymbol,
+    AddSymbols,
+    DeleteSymbol,
+    SymbolFailure,
+    SymbolsAdded,
+    SymbolsSynced,
+    SymbolSyncError,
+    SymbolView,
+    SyncExchangeSymbols,
+    UpdateSymbol,
+)
 from service.registry import CommandTable, Existing
 from service.unit_of_work import UnitOfWork
 
@@ -42,3 +53,27 @@ async def update_symbol(command: UpdateSymbol, work: UnitOfWork) -> SymbolView:
         command.symbol_id, command.updates.values(), expected_version=command.expected_version
     )
     return SymbolView.model_validate(symbol)
+
+
+@handlers.handles(DeleteSymbol)
+async def delete_symbol(command: DeleteSymbol, work: UnitOfWork) -> SymbolView:
+    symbol = await work.symbols.delete_symbol(command.symbol_id, expected_version=command.expected_version)
+    return SymbolView.model_validate(symbol)
+
+
+@handlers.handles(SyncExchangeSymbols)
+async def sync_exchange_symbols(command: SyncExchangeSymbols, work: UnitOfWork) -> SymbolsSynced:
+    done = await work.symbols.sync_exchange_symbols(
+        command.ex_id, [symbol.model_dump(exclude_unset=True) for symbol in command.symbols]
+    )
+    return SymbolsSynced(
+        created=done.created,
+        updated=done.updated,
+        unchanged=done.unchanged,
+        errors=[
+            SymbolSyncError(
+                index=index, symbol=command.symbols[index].symbol, code=refusal.code, error=refusal.message
+            )
+            for index, refusal in done.errors.items()
+        ],
+    )

@@ -3,7 +3,20 @@
 from typing import Any
 
 from contracts.base import Lookup
-from service.lookups import bot, bot_log, exchange, feed, order, simulation, strategy, symbol, trade, user
+from service.lookups import (
+    account,
+    bot,
+    bot_log,
+    exchange,
+    feed,
+    order,
+    simulation,
+    strategy,
+    symbol,
+    tick,
+    trade,
+    user,
+)
 from service.registry import Answer
 
 ANSWERS: dict[type[Lookup[Any]], Answer] = {
@@ -17,6 +30,8 @@ ANSWERS: dict[type[Lookup[Any]], Answer] = {
     **simulation.lookups.answers_by_lookup,
     **order.lookups.answers_by_lookup,
     **trade.lookups.answers_by_lookup,
+    **account.lookups.answers_by_lookup,
+    **tick.lookups.answers_by_lookup,
 }
 
 __all__ = ["ANSWERS"]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from contracts import cache_keys
 from contracts.base import Lookup
-from contracts.types import Id
 from contracts.user import (
     GetActiveUsers,
     GetUser,
@@ -19,7 +18,7 @@ from contracts.user import (
     UserView,
     UserWithBotsView,
 )
-from service.cursors import cursor_after, keys_in
+from service.cursor import next_after
 from service.models import User
 from service.registry import LookupTable
 from service.unit_of_work import UnitOfWork
@@ -63,9 +62,9 @@ async def search_users(lookup: SearchUsers, reads: UnitOfWork) -> list[UserView]
 async def get_user_list(lookup: GetUserList, reads: UnitOfWork) -> UsersPage:
     users = await reads.users.get_user_list(
         lookup.manager_id,
-        limit=lookup.page_size + 1,
+        limit=lookup.page_size,
         offset=(lookup.page - 1) * lookup.page_size,
-        after=_uid_in(lookup.cursor),
+        cursor=lookup.cursor,
     )
     return _page(users, lookup.page_size)
 
@@ -73,9 +72,9 @@ async def get_user_list(lookup: GetUserList, reads: UnitOfWork) -> UsersPage:
 @lookups.answers(GetActiveUsers)
 async def get_active_users(lookup: GetActiveUsers, reads: UnitOfWork) -> UsersPage:
     users = await reads.users.get_active_users(
-        limit=lookup.page_size + 1,
+        limit=lookup.page_size,
         offset=(lookup.page - 1) * lookup.page_size,
-        after=_uid_in(lookup.cursor),
+        cursor=lookup.cursor,
     )
     return _page(users, lookup.page_size)
 
@@ -86,14 +85,7 @@ async def get_user_with_bots(lookup: GetUserWithBots, reads: UnitOfWork) -> User
     return None if user is None else UserWithBotsView.model_validate(user)
 
 
-def _uid_in(cursor: str | None) -> int | None:
-    return None if cursor is None else keys_in(cursor, tuple[Id])[0]
-
-
 def _page(users: Sequence[User], size: int) -> UsersPage:
-    """The first ``size`` of the users, of which there is one more if the list goes on."""
-    shown = users[:size]
     return UsersPage(
-        users=[UserView.model_validate(user) for user in shown],
-        next_cursor=cursor_after(shown[-1].uid) if len(users) > size else None,
+        users=[UserView.model_validate(user) for user in users], next_cursor=next_after(users, size, "uid")
     )

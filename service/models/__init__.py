@@ -1,5 +1,6 @@
 """Every table. Importing this module registers them all with the metadata."""
 
+from service.models.account import Balance, ExchangeHistory, Position
 from service.models.bot import Bot, BotExchange, BotLog
 from service.models.exchange import CatExchange, CatExchangeParam, Exchange, ExchangeCredential, ExchangeParam
 from service.models.feed import Feed
@@ -8,11 +9,13 @@ from service.models.order import OPEN_STATUSES, Order
 from service.models.simulation import Simulation
 from service.models.strategy import CatStrategy, CatStrategyParam, Strategy, StrategyParam
 from service.models.symbol import Symbol
-from service.models.trade import Trade
+from service.models.tick import Tick
+from service.models.trade import DryTrade, Trade
 from service.models.user import RoleEnum, User
 
 __all__ = [
     "OPEN_STATUSES",
+    "Balance",
     "Bot",
     "BotExchange",
     "BotLog",
@@ -21,20 +24,24 @@ __all__ = [
     "CatStrategy",
     "CatStrategyParam",
     "DeadLetter",
+    "DryTrade",
     "EventStream",
     "Exchange",
     "ExchangeCredential",
+    "ExchangeHistory",
     "ExchangeParam",
     "Feed",
     "InboxMessage",
     "Order",
     "OutboxEvent",
+    "Position",
     "RelayLease",
     "RoleEnum",
     "Simulation",
     "Strategy",
     "StrategyParam",
     "Symbol",
+    "Tick",
     "Trade",
     "User",
 ]

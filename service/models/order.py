@@ -46,6 +46,9 @@ class Order(Versioned, Base):
     status: Mapped[str] = mapped_column(String(20), server_default="pending")
     reason: Mapped[str | None] = mapped_column(String(255))
     timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
+    leased_by: Mapped[str | None] = mapped_column(String(64))
+    """The worker that claimed it. A lease is no part of the order: it has no event and makes no new version."""
+    leased_until: Mapped[datetime | None]
 
     volume: Mapped[Decimal] = synonym("size")
 
@@ -85,8 +88,12 @@ class Order(Versioned, Base):
             unique=True,
             postgresql_where=text("ex_order_id IS NOT NULL"),
         ),
-        Index("ix_orders_newest_of_user", "uid", text("timestamp DESC"), text("order_id DESC")),
-        Index("ix_orders_symbol_id", "symbol_id", "timestamp"),
+        CheckConstraint("(leased_by IS NULL) = (leased_until IS NULL)", name="lease_is_whole"),
+        *(
+            Index(f"ix_orders_newest_of_{owner}", column, text("timestamp DESC"), text("order_id DESC"))
+            for owner, column in (("user", "uid"), ("bot", "bot_id"), ("account", "ex_id"), ("symbol", "symbol_id"))
+        ),
+        Index("ix_orders_pending", "timestamp", "order_id", postgresql_where=text("status = 'pending'")),
         *(
             Index(
                 f"ix_orders_open_by_{column}",

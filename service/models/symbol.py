@@ -3,9 +3,13 @@
 from decimal import Decimal
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, String, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column, synonym
+from sqlalchemy.orm import Mapped, mapped_column, relationship, synonym
 
 from service.base import Base, Versioned
+from service.models.exchange import CatExchange
+from service.models.order import Order
+from service.models.tick import Tick
+from service.models.trade import Trade
 
 
 class Symbol(Versioned, Base):
@@ -33,6 +37,11 @@ class Symbol(Versioned, Base):
 
     symbol_id: Mapped[int] = synonym("id")
     cat_ex_id: Mapped[int] = synonym("exchange_id")
+
+    cat_exchange: Mapped[CatExchange] = relationship(lazy="raise")
+    orders: Mapped[list[Order]] = relationship(lazy="raise", viewonly=True, order_by=Order.order_id)
+    trades: Mapped[list[Trade]] = relationship(lazy="raise", viewonly=True, order_by=Trade.trade_id)
+    ticks: Mapped[list[Tick]] = relationship(lazy="raise", viewonly=True, order_by=Tick.timestamp)
 
     __table_args__ = (
         UniqueConstraint("cat_ex_id", "symbol"),

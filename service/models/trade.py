@@ -1,4 +1,4 @@
-"""Trades."""
+"""Trades, real and simulated."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -14,13 +14,13 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, synonym
 
 from service.base import Base
 
 
 class Trade(Base):
-    """An execution on an exchange. Never changed, never dropped."""
+    """An execution on an exchange. Never dropped, and never changed but for the order it is linked with."""
 
     __tablename__ = "trades"
 
@@ -62,6 +62,8 @@ class Trade(Base):
         CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
         CheckConstraint("leverage > 0 AND leverage < 'Infinity'", name="leverage"),
         CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
+        CheckConstraint("roi > '-Infinity' AND roi < 'Infinity'", name="roi"),
+        CheckConstraint("roi_pct > '-Infinity' AND roi_pct < 'Infinity'", name="roi_pct"),
         # The one key that makes a trade unique for ever, whatever message it came in.
         Index(
             "uq_trades_ex_id_ex_trade_id",
@@ -70,8 +72,79 @@ class Trade(Base):
             unique=True,
             postgresql_where=text("ex_trade_id IS NOT NULL"),
         ),
-        Index("ix_trades_newest_of_user", "uid", text("timestamp DESC"), text("trade_id DESC")),
-        Index("ix_trades_newest_of_bot", "bot_id", text("timestamp DESC"), text("trade_id DESC")),
+        *(
+            Index(f"ix_trades_newest_of_{owner}", column, text("timestamp DESC"), text("trade_id DESC"))
+            for owner, column in (("user", "uid"), ("bot", "bot_id"), ("account", "ex_id"), ("symbol", "symbol_id"))
+        ),
+        Index(
+            "ix_trades_newest_of_user_by_symbol", "uid", "symbol_id", text("timestamp DESC"), text("trade_id DESC")
+        ),
         Index(None, "order_id"),
-        Index("ix_trades_symbol_id", "symbol_id", "timestamp"),
+        # Trades come nearly in the order of time, so the ranges of blocks tell most of them apart.
+        Index(
+            "ix_trades_timestamp",
+            "timestamp",
+            postgresql_using="brin",
+            postgresql_with={"pages_per_range": 32, "autosummarize": True},
+        ),
+    )
+
+
+class DryTrade(Base):
+    """An execution that a bot only simulated."""
+
+    __tablename__ = "dry_trades"
+
+    dry_trade_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    bot_id: Mapped[int]
+    uid: Mapped[int]
+    ex_id: Mapped[int]
+    cat_ex_id: Mapped[int]
+    symbol_id: Mapped[int]
+    side: Mapped[str] = mapped_column(String(4))
+    size: Mapped[Decimal]
+    price: Mapped[Decimal]
+    cost: Mapped[Decimal]
+    fee: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    fee_currency: Mapped[str | None] = mapped_column(String(20))
+    leverage: Mapped[Decimal] = mapped_column(server_default=text("1"))
+    roi: Mapped[Decimal | None]
+    roi_pct: Mapped[Decimal | None]
+    closing: Mapped[bool] = mapped_column(server_default=text("false"))
+    reason: Mapped[str | None] = mapped_column(String(255))
+    timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
+    recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    row_version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+
+    trade_id: Mapped[int] = synonym("dry_trade_id")
+
+    __table_args__ = (
+        ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["ex_id", "uid", "cat_ex_id"],
+            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
+            ondelete="CASCADE",
+        ),
+        ForeignKeyConstraint(
+            ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
+        ),
+        CheckConstraint("side IN ('buy', 'sell')", name="side"),
+        CheckConstraint("size > 0 AND size < 'Infinity'", name="size"),
+        CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
+        CheckConstraint("leverage > 0 AND leverage < 'Infinity'", name="leverage"),
+        CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
+        CheckConstraint("roi > '-Infinity' AND roi < 'Infinity'", name="roi"),
+        CheckConstraint("roi_pct > '-Infinity' AND roi_pct < 'Infinity'", name="roi_pct"),
+        Index("ix_dry_trades_newest_of_bot", "bot_id", text("timestamp DESC"), text("dry_trade_id DESC")),
+        Index(
+            "ix_dry_trades_newest_of_bot_by_symbol",
+            "bot_id",
+            "symbol_id",
+            "ex_id",
+            text("timestamp DESC"),
+            text("dry_trade_id DESC"),
+        ),
+        Index(None, "uid"),
+        Index(None, "ex_id"),
+        Index(None, "symbol_id"),
     )

@@ -1,5 +1,6 @@
 """The only SQL on domain tables: one repository per noun."""
 
+from service.repositories.account import AccountRepository
 from service.repositories.base import BaseRepository
 from service.repositories.bot import BotRepository
 from service.repositories.bot_log import BotLogRepository
@@ -9,10 +10,12 @@ from service.repositories.order import OrderRepository
 from service.repositories.simulation import SimulationRepository
 from service.repositories.strategy import StrategyRepository
 from service.repositories.symbol import SymbolRepository
+from service.repositories.tick import TickRepository
 from service.repositories.trade import TradeRepository
 from service.repositories.user import UserRepository
 
 __all__ = [
+    "AccountRepository",
     "BaseRepository",
     "BotLogRepository",
     "BotRepository",
@@ -22,6 +25,7 @@ __all__ = [
     "SimulationRepository",
     "StrategyRepository",
     "SymbolRepository",
+    "TickRepository",
     "TradeRepository",
     "UserRepository",
 ]

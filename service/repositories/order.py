@@ -1,17 +1,22 @@
 """Orders in the database."""
 
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from decimal import Context, Decimal
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
 from contracts.order import OrderCreated, OrderStatusChanged, OrderView
-from service.models import OPEN_STATUSES, Order
+from service.cursor import behind
+from service.models import OPEN_STATUSES, Bot, Order, Trade
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing, exact
+from service.repositories.base import BaseRepository, check_version, differing, exact, in_utc
 from service.repositories.ownership import Parties, catalog_of
+from service.repositories.trade import TradeRepository
 
 # Where an order may go from where it stands. What is over stays over, whatever arrives late.
 _NEXT: Final[dict[str, frozenset[str]]] = {
@@ -19,6 +24,11 @@ _NEXT: Final[dict[str, frozenset[str]]] = {
     "open": frozenset({"partially_filled", "filled", "cancelled", "rejected", "expired"}),
     "partially_filled": frozenset({"filled", "cancelled", "expired"}),
 }
+
+
+# Wide enough for the product of two amounts of 38 digits.
+_EXACT: Final = Context(prec=80)
+_FINEST_PRICE: Final = Decimal("1e-18")
 
 
 class OrderRepository(BaseRepository[Order]):
@@ -101,14 +111,176 @@ class OrderRepository(BaseRepository[Order]):
             "reason": reason,
         }
         values = {name: value for name, value in exact(said).items() if value is not None}
+        return order, await self._move(order, values)
+
+    async def _move(self, order: Order, values: dict[str, Any]) -> bool:
+        """Whether ``values`` changed the locked order."""
         if not differing(order, values):
-            return order, False
+            return False
         before = OrderView.model_validate(order)
+        if values.get("status", order.status) != order.status:
+            order.leased_by = order.leased_until = None
         for name, value in values.items():
             setattr(order, name, value)
         await self.session.flush()
         record(self.session, OrderStatusChanged, before=before, after=OrderView.model_validate(order))
-        return order, True
+        return True
+
+    async def fill_order(
+        self,
+        order_id: int,
+        price: Any,
+        size: Any = None,
+        *,
+        fee: Any = None,
+        fee_currency: str | None = None,
+        ex_trade_id: str | None = None,
+        ex_order_id: str | None = None,
+        timestamp: datetime | None = None,
+        worker: str | None = None,
+        expected_version: int | None = None,
+    ) -> tuple[Order, Trade, bool]:
+        """The order as its execution left it, the trade that is its record, and whether anything changed.
+
+        Without ``size`` all that is left is executed. A trade that is on record already, under its ``ex_trade_id``,
+        is linked with the order and counted once. Otherwise ``invalid_transition`` for an order that is over,
+        ``conflict`` for one that is leased to another than ``worker``.
+        """
+        order = await self._locked(order_id, "order_id")
+        trades = TradeRepository(self.session)
+        known = None if ex_trade_id is None else await trades.get_by_ex_trade_id(order.ex_id, ex_trade_id)
+        left = order.size - order.filled_size
+        said = exact({"price": price, "size": size, "fee": fee, "timestamp": timestamp})
+        said |= {"fee_currency": fee_currency, "ex_trade_id": ex_trade_id}
+        said |= {"uid": order.uid, "ex_id": order.ex_id, "symbol_id": order.symbol_id, "side": order.side}
+        if ex_order_id is not None and order.ex_order_id not in (None, ex_order_id):
+            raise Refusal(ErrorCode.CONFLICT, f"the order has {order.ex_order_id!r}", field="ex_order_id")
+        if known is not None:
+            return await self._count_known(order, await trades.link(known, order, said), ex_order_id)
+        check_version(order, expected_version)
+        await self._check_lease(order, worker)
+        if order.status not in OPEN_STATUSES:
+            raise Refusal(ErrorCode.INVALID_TRANSITION, f"a {order.status} order cannot be filled", field="order_id")
+        executed = left if said["size"] is None else said["size"]
+        if executed > left:
+            raise Refusal(ErrorCode.VALIDATION, f"is more than the {left:f} left", field="size")
+        said |= {"size": executed, "order_id": order_id, "bot_id": order.bot_id, "leverage": order.leverage}
+        said |= {"ex_order_id": ex_order_id or order.ex_order_id}
+        trade = await trades.create(said)
+        filled = order.filled_size + executed
+        paid = _EXACT.multiply(order.avg_fill_price or trade.price, order.filled_size) + trade.cost
+        await self._move(order, _filled(order, filled, paid, ex_order_id))
+        return order, trade, True
+
+    async def _count_known(
+        self, order: Order, known: tuple[Trade, bool], ex_order_id: str | None
+    ) -> tuple[Order, Trade, bool]:
+        """Fill the order as far as its trades on record say, which a trade counted before does not change."""
+        trade, linked = known
+        filled, paid = (
+            await self.session.execute(
+                select(func.sum(Trade.size), func.sum(Trade.cost)).where(Trade.order_id == order.order_id)
+            )
+        ).one()
+        if order.status not in OPEN_STATUSES or filled <= order.filled_size:
+            return order, trade, linked
+        return order, trade, await self._move(order, _filled(order, filled, paid, ex_order_id)) or linked
+
+    async def _check_lease(self, order: Order, worker: str | None) -> None:
+        if worker is None or order.leased_by in (None, worker):
+            return
+        if await self.session.scalar(select(literal(order.leased_until) > func.clock_timestamp())):
+            raise Refusal(ErrorCode.CONFLICT, f"the order is leased to {order.leased_by!r}", field="worker")
+
+    async def cancel_open_orders(
+        self, bot_id: int, from_status: str | None = None, to_status: str = "cancelled"
+    ) -> list[Order]:
+        """The bot's open orders, or those of ``from_status``, ended as ``to_status``; two statements for any number.
+
+        Those that cannot become ``to_status`` are left as they are. ``not_found`` without such a bot.
+        """
+        statuses = [old for old in OPEN_STATUSES if from_status in (None, old) and to_status in _NEXT[old]]
+        if not statuses:
+            raise Refusal(
+                ErrorCode.INVALID_TRANSITION, f"a {from_status} order cannot become {to_status}", field="to_status"
+            )
+        if await self.session.scalar(select(Bot.bot_id).where(Bot.bot_id == bot_id)) is None:
+            raise Refusal(ErrorCode.NOT_FOUND, f"there is no bot {bot_id}", field="bot_id")
+        # In the order of their ids, so that two that end the same orders wait for each other.
+        locked = await self.session.scalars(
+            select(Order)
+            .where(Order.bot_id == bot_id, Order.status.in_(statuses))
+            .order_by(Order.order_id)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+        before = {order.order_id: OrderView.model_validate(order) for order in locked}
+        changed = await self._update(
+            before,
+            status=to_status,
+            leased_by=None,
+            leased_until=None,
+            row_version=Order.row_version + 1,
+        )
+        for order in changed:
+            view = OrderView.model_validate(order)
+            record(self.session, OrderStatusChanged, before=before[order.order_id], after=view)
+        return changed
+
+    async def update_orders_status(self, bot_id: int, status: str, restrict: str | None = None) -> list[Order]:
+        """The bot's open orders moved to ``status``, or only those of status ``restrict``. See the method above."""
+        return await self.cancel_open_orders(bot_id, from_status=restrict, to_status=status)
+
+    async def _update(self, order_ids: Collection[int], **values: Any) -> list[Order]:
+        """The locked orders of these ids with ``values``, by id."""
+        if not order_ids:
+            return []
+        changed = await self.session.scalars(
+            update(Order)
+            .where(Order.order_id == any_(literal(list(order_ids), ARRAY(BigInteger))))
+            .values(**values)
+            .returning(Order),
+            execution_options={"populate_existing": True, "synchronize_session": False},
+        )
+        return sorted(changed, key=lambda order: order.order_id)
+
+    async def claim_pending_orders(
+        self, worker: str, *, limit: int = 100, lease_seconds: float = 60
+    ) -> tuple[list[Order], datetime]:
+        """Pending orders, oldest first, leased to ``worker``, and until when nobody else is given them.
+
+        Orders that another transaction holds at this moment are passed over instead of waited for.
+        """
+        now = func.clock_timestamp()
+        until: datetime = (await self.session.execute(select(now + timedelta(seconds=lease_seconds)))).scalar_one()
+        # Materialized: an inlined subquery may be run more than once, and lease more than the limit.
+        free = (
+            select(Order.order_id)
+            .where(Order.status == "pending", or_(Order.leased_until.is_(None), Order.leased_until < now))
+            .order_by(Order.timestamp, Order.order_id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("free")
+            .prefix_with("MATERIALIZED")
+        )
+        leased = await self.session.scalars(
+            update(Order)
+            .where(Order.order_id == free.c.order_id)
+            .values(leased_by=worker, leased_until=until, updated_at=Order.updated_at)
+            .returning(Order),
+            execution_options={"populate_existing": True, "synchronize_session": False},
+        )
+        return sorted(leased, key=lambda order: (order.timestamp, order.order_id)), until
+
+    async def save_order(self, data: dict[str, Any]) -> Order:
+        """The same as `create`."""
+        return await self.create(data)
+
+    async def update_order_final_volume(self, order_id: int, final_volume: Any) -> Order:
+        """The order with that much of it filled. See `update_status`."""
+        order = await self._locked(order_id, "order_id")
+        order, _ = await self.update_status(order_id, order.status, filled_size=exact({"v": final_volume})["v"])
+        return order
 
     async def id_on_exchange(self, ex_id: int, ex_order_id: str) -> int:
         """The id of the order that the exchange calls ``ex_order_id``; ``not_found`` without one."""
@@ -118,6 +290,64 @@ class OrderRepository(BaseRepository[Order]):
         if order_id is None:
             raise Refusal(ErrorCode.NOT_FOUND, f"account {ex_id} has no order {ex_order_id!r}", field="ex_order_id")
         return order_id
+
+    async def get_pending_orders(self, limit: int = 100, *, cursor: str | None = None) -> list[Order]:
+        """Pending orders of everybody, oldest first."""
+        return list(
+            await self.session.scalars(
+                select(Order)
+                .where(Order.status == "pending", behind(cursor, Order.timestamp, Order.order_id))
+                .order_by(Order.timestamp, Order.order_id)
+                .limit(limit)
+            )
+        )
+
+    async def get_orders(
+        self,
+        *,
+        status: str | None = None,
+        bot_id: int | None = None,
+        uid: int | None = None,
+        ex_id: int | None = None,
+        symbol_id: int | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> list[Order]:
+        """Orders that match all that is given, newest first; from ``start_date`` on, before ``end_date``."""
+        given = {
+            Order.status: status,
+            Order.bot_id: bot_id,
+            Order.uid: uid,
+            Order.ex_id: ex_id,
+            Order.symbol_id: symbol_id,
+        }
+        orders = select(Order).where(
+            *(column == value for column, value in given.items() if value is not None),
+            behind(cursor, Order.timestamp, Order.order_id, newest_first=True),
+        )
+        if start_date is not None:
+            orders = orders.where(Order.timestamp >= in_utc(start_date))
+        if end_date is not None:
+            orders = orders.where(Order.timestamp < in_utc(end_date))
+        return list(
+            await self.session.scalars(orders.order_by(Order.timestamp.desc(), Order.order_id.desc()).limit(limit))
+        )
+
+    async def get_bot_orders(self, bot_id: int, status: str | None = None, limit: int = 100) -> list[Order]:
+        """A bot's orders, or those of that status, newest first."""
+        return await self.get_orders(bot_id=bot_id, status=status, limit=limit)
+
+    async def get_order_history(
+        self, bot_id: int, start_date: datetime | None = None, end_date: datetime | None = None, limit: int = 100
+    ) -> list[Order]:
+        """A bot's orders from ``start_date`` on and before ``end_date``, newest first."""
+        return await self.get_orders(bot_id=bot_id, start_date=start_date, end_date=end_date, limit=limit)
+
+    async def get_last_order(self, bot_id: int) -> Order | None:
+        """A bot's newest order, or None."""
+        return next(iter(await self.get_orders(bot_id=bot_id, limit=1)), None)
 
     async def get_open_orders(
         self, *, bot_id: int | None = None, uid: int | None = None, ex_id: int | None = None, limit: int = 100
@@ -135,3 +365,21 @@ class OrderRepository(BaseRepository[Order]):
                 .limit(limit)
             )
         )
+
+
+def _filled(order: Order, filled: Decimal, paid: Decimal, ex_order_id: str | None) -> dict[str, Any]:
+    """What an order is once ``filled`` of it was executed for ``paid``."""
+    is_over = filled >= order.size
+    values: dict[str, Any] = {
+        "status": "filled" if is_over else "partially_filled",
+        "filled_size": order.size if is_over else filled,
+        "avg_fill_price": _average(paid, filled),
+    }
+    return values if ex_order_id is None else values | {"ex_order_id": ex_order_id}
+
+
+def _average(paid: Decimal, filled: Decimal) -> Decimal:
+    """What one unit cost, exactly if it has an end within 18 decimals."""
+    average = _EXACT.divide(paid, filled)
+    rounded = _EXACT.quantize(average, _FINEST_PRICE)
+    return average if average == rounded else rounded

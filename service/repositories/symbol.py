@@ -1,15 +1,16 @@
 """Symbols in the database."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import exists, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
-from contracts.symbol import SymbolCreated, SymbolUpdated, SymbolView
-from service.models import CatExchange, Symbol
+from contracts.symbol import SymbolCreated, SymbolDeleted, SymbolsChanged, SymbolUpdated, SymbolView
+from service.cursor import behind
+from service.models import CatExchange, DryTrade, Exchange, Order, Position, Symbol, Trade
 from service.outbox import record
 from service.repositories.base import BaseRepository, check_version, differing
 
@@ -26,6 +27,19 @@ _UNSAID: Final[dict[str, Any]] = {
     "futures": False,
     "only_ticker": False,
 }
+
+
+# What keeps a symbol from being deleted, and how one says so.
+_NEEDED_BY: Final[dict[str, Any]] = {"orders": Order, "trades": Trade, "dry trades": DryTrade, "positions": Position}
+
+
+class Synced(NamedTuple):
+    """What a synchronization did, and what it refused by place in the list."""
+
+    created: int
+    updated: int
+    unchanged: int
+    errors: dict[int, Refusal]
 
 
 class SymbolRepository(BaseRepository[Symbol]):
@@ -115,6 +129,106 @@ class SymbolRepository(BaseRepository[Symbol]):
         record(self.session, SymbolUpdated, before=before, after=SymbolView.model_validate(symbol))
         return symbol
 
+    async def delete(self, id: int) -> None:  # noqa: A002 - the name callers know
+        """Take the symbol off its list. See `delete_symbol`."""
+        await self.delete_symbol(id)
+
+    async def delete_symbol(self, symbol_id: int, *, expected_version: int | None = None) -> Symbol:
+        """The symbol as it was, deleted together with its ticks.
+
+        ``not_found`` without such a symbol, ``conflict`` while an order, a trade or a position is about it or if it
+        is not at ``expected_version``.
+        """
+        symbol = await self._locked(symbol_id, "symbol_id")
+        check_version(symbol, expected_version)
+        needed = (
+            await self.session.execute(
+                select(*(exists().where(model.symbol_id == symbol_id).label(n) for n, model in _NEEDED_BY.items()))
+            )
+        ).one()
+        if reasons := [name for name, is_needed in zip(_NEEDED_BY, needed, strict=True) if is_needed]:
+            raise Refusal(ErrorCode.CONFLICT, f"the symbol has {' and '.join(reasons)}", field="symbol_id")
+        await self.session.delete(symbol)
+        await self.session.flush()
+        record(self.session, SymbolDeleted, before=SymbolView.model_validate(symbol))
+        return symbol
+
+    async def sync_exchange_symbols(self, ex_id: int, symbols: Sequence[dict[str, Any]]) -> Synced:
+        """Bring the catalog of an account to ``symbols``: those it lacks are listed, the others changed.
+
+        A symbol that the list names again with other content is refused; ``not_found`` without such an account.
+        Three statements for any number up to a thousand.
+        """
+        # Whoever lists a symbol there waits for this lock, so what is read below stays complete.
+        catalog = await self.session.scalar(
+            select(CatExchange.cat_ex_id)
+            .join(Exchange, Exchange.cat_ex_id == CatExchange.cat_ex_id)
+            .where(Exchange.ex_id == ex_id)
+            .with_for_update(of=CatExchange)
+        )
+        if catalog is None:
+            raise Refusal(ErrorCode.NOT_FOUND, f"there is no exchange account {ex_id}", field="ex_id")
+        wanted, errors = _each_once(symbols)
+        names = sorted(wanted)
+        listed = {
+            symbol.symbol: symbol
+            for symbol in await self.session.scalars(
+                select(Symbol)
+                .where(Symbol.exchange_id == catalog, Symbol.symbol.in_(names))
+                .order_by(Symbol.id)
+                .with_for_update(key_share=True)
+                .execution_options(populate_existing=True)
+            )
+        }
+        before = {name: SymbolView.model_validate(symbol) for name, symbol in listed.items()}
+        rows = [
+            {**(_said(listed[name]) if name in listed else _UNSAID), **wanted[name], "exchange_id": catalog}
+            for name in names
+            if name not in listed or differing(listed[name], wanted[name])
+        ]
+        for start in range(0, len(rows), _ROWS_PER_INSERT):
+            for symbol in await self._upsert(rows[start : start + _ROWS_PER_INSERT]):
+                view = SymbolView.model_validate(symbol)
+                record(self.session, SymbolsChanged, before=before.get(symbol.symbol), after=view)
+        created = len(wanted) - len(listed)
+        return Synced(created, len(rows) - created, len(wanted) - len(rows), errors)
+
+    async def _upsert(self, rows: list[dict[str, Any]]) -> Sequence[Symbol]:
+        upsert = insert(Symbol).values(rows)
+        written = {name: upsert.excluded[name] for name in _UNSAID}
+        stored = await self.session.scalars(
+            upsert.on_conflict_do_update(
+                index_elements=["cat_ex_id", "symbol"],
+                set_={**written, "row_version": Symbol.row_version + 1, "updated_at": func.now()},
+            ).returning(Symbol),
+            execution_options={"populate_existing": True},
+        )
+        return stored.all()
+
+    async def get_all(
+        self,
+        exchange_name: str | None = None,
+        active_only: bool = False,
+        limit: int | None = None,
+        *,
+        cursor: str | None = None,
+    ) -> list[Symbol]:
+        """The symbols of all exchanges, or of the catalog exchange of that name, by id."""
+        symbols = select(Symbol).where(behind(cursor, Symbol.id)).order_by(Symbol.id).limit(limit)
+        if exchange_name is not None:
+            symbols = symbols.join(Symbol.cat_exchange).where(CatExchange.name == exchange_name)
+        if active_only:
+            symbols = symbols.where(Symbol.status == "active")
+        return list(await self.session.scalars(symbols))
+
+    async def search_symbols(self, query: str, cat_ex_id: int | None = None, limit: int = 100) -> list[Symbol]:
+        """Symbols with that text in their name, ticker, base or quote currency, in any case, by name."""
+        texts = (Symbol.symbol, Symbol.ticker, Symbol.base, Symbol.quote)
+        found = select(Symbol).where(or_(*(text.icontains(query, autoescape=True) for text in texts)))
+        if cat_ex_id is not None:
+            found = found.where(Symbol.exchange_id == cat_ex_id)
+        return list(await self.session.scalars(found.order_by(Symbol.symbol, Symbol.id).limit(limit)))
+
     async def get_by_symbol(self, symbol: str, cat_ex_id: int) -> Symbol | None:
         """The symbol of that name on a catalog exchange, or None."""
         return await self.session.scalar(
@@ -149,3 +263,21 @@ def _columns(data: dict[str, Any]) -> dict[str, Any]:
 
 def _key(symbol: dict[str, Any]) -> tuple[int, str]:
     return symbol["exchange_id"], symbol["symbol"]
+
+
+def _said(symbol: Symbol) -> dict[str, Any]:
+    """What a symbol was said to be, apart from its name and exchange."""
+    return {name: getattr(symbol, name) for name in _UNSAID}
+
+
+def _each_once(symbols: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[int, Refusal]]:
+    """The symbols by name, and a refusal by place for each that says of a name what an earlier one does not."""
+    wanted: dict[str, dict[str, Any]] = {}
+    errors: dict[int, Refusal] = {}
+    for place, symbol in enumerate(symbols):
+        first = wanted.setdefault(symbol["symbol"], dict(symbol))
+        if first != symbol:
+            errors[place] = Refusal(
+                ErrorCode.CONFLICT, "stands in the list before with other content", field="symbol"
+            )
+    return wanted, errors

@@ -1,75 +1,53 @@
 """Trades in the database."""
 
-from collections.abc import Sequence
-from decimal import Context
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal
 from math import ceil
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import Row, Select, TextClause, delete, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
-from contracts.trade import RecordTrade, TradeRecorded, TradeView
-from service.models import Trade
-from service.outbox import change_as_json, record
-from service.repositories.base import BaseRepository, differing, exact
+from contracts.topology import MAX_CHANGES_PER_EVENT
+from contracts.trade import (
+    ClearedDryTrades,
+    DryTradeCleared,
+    DryTradeRecorded,
+    DryTradeView,
+    RecordDryTrade,
+    RecordTrade,
+    TradeFields,
+    TradeRecorded,
+    TradeView,
+)
+from service.cursor import behind
+from service.errors import is_transient, refusal_for
+from service.models import Bot, DryTrade, Order, Trade
+from service.outbox import cause, record
+from service.repositories.base import BaseRepository, differing, exact, in_utc
 from service.repositories.ownership import Parties, catalog_of, check_order
+from service.repositories.trade_statements import (
+    RECORD_NEW,
+    RECORD_NEW_DRY,
+    bot_stats,
+    price_stats,
+    user_stats,
+    user_summary,
+)
 
 # Wide enough that the product of two amounts of 38 digits loses none.
 _EXACT: Final = Context(prec=80)
 
 
-# One round trip: read the rows, join what they name, insert those that fit, announce them. The ids are drawn first,
-# because only they tell which of the rows an INSERT with ON CONFLICT has taken.
-_RECORD_NEW: Final = text(f"""
-WITH given AS MATERIALIZED (
-    SELECT nextval('trades_trade_id_seq') AS trade_id, account.cat_ex_id, row.*
-    FROM ROWS FROM (
-        json_to_recordset(CAST(:rows AS json)) AS (
-            bot_id int, uid int, ex_id int, symbol_id int, side text, size numeric, price numeric, ex_trade_id text,
-            order_id bigint, ex_order_id text, fee numeric, fee_currency text, leverage numeric, roi numeric,
-            roi_pct numeric, "timestamp" timestamptz
-        ),
-        unnest(CAST(:causes AS uuid[]))
-    ) WITH ORDINALITY AS row (
-        bot_id, uid, ex_id, symbol_id, side, size, price, ex_trade_id, order_id, ex_order_id, fee, fee_currency,
-        leverage, roi, roi_pct, "timestamp", cause, position
-    )
-    JOIN bots AS bot ON bot.bot_id = row.bot_id AND bot.uid = row.uid
-    JOIN exchanges AS account ON account.ex_id = row.ex_id AND account.uid = row.uid
-    JOIN symbols AS symbol ON symbol.symbol_id = row.symbol_id AND symbol.cat_ex_id = account.cat_ex_id
-    LEFT JOIN orders AS "order" ON "order".order_id = row.order_id
-    WHERE row.order_id IS NULL OR (
-        "order".uid = row.uid AND "order".ex_id = row.ex_id AND "order".symbol_id = row.symbol_id
-        AND coalesce("order".bot_id, row.bot_id) = row.bot_id
-    )
-    ORDER BY row.position
-), stored AS (
-    INSERT INTO trades (
-        trade_id, ex_trade_id, order_id, ex_order_id, bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price,
-        cost, fee, fee_currency, leverage, roi, roi_pct, "timestamp"
-    ) OVERRIDING SYSTEM VALUE
-    SELECT trade_id, ex_trade_id, order_id, ex_order_id, bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price,
-        size * price, coalesce(fee, 0), fee_currency, coalesce(leverage, 1), roi, roi_pct,
-        coalesce("timestamp", now())
-    FROM given
-    ON CONFLICT (ex_id, ex_trade_id) WHERE ex_trade_id IS NOT NULL DO NOTHING
-    RETURNING *
-), announced AS (
-    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
-    SELECT 'trade.recorded',
-        (
-            SELECT array_agg(cause ORDER BY position) FILTER (WHERE trade_id IN (SELECT trade_id FROM stored))
-            FROM given
-        ),
-        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY trade_id) || ']', '{{}}'
-    FROM stored
-    HAVING count(*) > 0
-)
-SELECT position - 1 AS position, trade_id, trade_id IN (SELECT trade_id FROM stored) AS is_new FROM given
-""")  # noqa: S608 - put together from the contracts, nothing of it comes from outside
+# What a trade of a list may say.
+_STATED: Final = tuple(TradeFields.model_fields)
+_ROWS_PER_STATEMENT: Final = MAX_CHANGES_PER_EVENT
 
 
 class TradePage(NamedTuple):
@@ -118,13 +96,9 @@ class TradeRepository(BaseRepository[Trade]):
         if trade is not None:
             record(self.session, TradeRecorded, after=TradeView.model_validate(trade))
             return trade, True
-        existing = (
-            await self.session.scalars(
-                select(Trade).where(Trade.ex_id == data["ex_id"], Trade.ex_trade_id == data["ex_trade_id"])
-            )
-        ).one()
-        if fields := differing(existing, data):
-            raise Refusal(ErrorCode.CONFLICT, f"is on record with another {', '.join(fields)}", field="ex_trade_id")
+        existing = await self.get_by_ex_trade_id(data["ex_id"], data["ex_trade_id"])
+        assert existing is not None  # noqa: S101 - it is what the insert met, and trades stay
+        _check_same(existing, data)
         return existing, False
 
     async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> dict[int, int]:
@@ -134,38 +108,293 @@ class TradeRepository(BaseRepository[Trade]):
         would refuse. ``causes`` are the ids of the messages they came in.
         """
         rows = f"[{','.join(trade.model_dump_json(exclude_none=True) for trade in trades)}]"
-        stored = await self.session.execute(_RECORD_NEW, {"rows": rows, "causes": list(causes)})
-        return {row.position: row.trade_id for row in stored if row.is_new}
+        return await self._store_new(RECORD_NEW, rows, causes)
 
-    async def get_trades_by_user(self, uid: int, limit: int = 100) -> list[Trade]:
+    async def record_trades(self, trades: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool] | Refusal]:
+        """For each trade its id and whether it is new, or why it was refused, in the order given.
+
+        Two statements for any number up to 500, and some more for each that is refused.
+        """
+        outcomes: list[tuple[int, bool] | Refusal] = []
+        for start in range(0, len(trades), _ROWS_PER_STATEMENT):
+            chunk = trades[start : start + _ROWS_PER_STATEMENT]
+            outcomes += await self._record_chunk([_stated(trade) for trade in chunk])
+        return outcomes
+
+    async def save_trades(self, trades: Sequence[Mapping[str, Any] | Trade]) -> list[Trade]:
+        """The trades as they are on record, those stored before included, in the order given.
+
+        Takes dictionaries or `Trade` objects. Raises the first refusal, as `record_trades` gives it.
+        """
+        said = [_values_of(trade) if isinstance(trade, Trade) else trade for trade in trades]
+        ids = []
+        for outcome in await self.record_trades(said):
+            if isinstance(outcome, Refusal):
+                raise outcome
+            ids.append(outcome[0])
+        stored = {
+            trade.trade_id: trade
+            for start in range(0, len(ids), _ROWS_PER_STATEMENT)
+            for trade in await self.session.scalars(
+                select(Trade).where(Trade.trade_id.in_(ids[start : start + _ROWS_PER_STATEMENT]))
+            )
+        }
+        return [stored[trade_id] for trade_id in ids]
+
+    async def _record_chunk(self, trades: list[dict[str, Any]]) -> list[tuple[int, bool] | Refusal]:
+        new = await self._new_among(trades)
+        rest = [trade for place, trade in enumerate(trades) if place not in new]
+        known = await self._known(rest)
+        outcomes: list[tuple[int, bool] | Refusal] = []
+        for place, trade in enumerate(trades):
+            if place in new:
+                outcomes.append((new[place], True))
+            elif (existing := known.get((trade.get("ex_id"), trade.get("ex_trade_id")))) is not None:
+                outcomes.append(_as_known(existing, trade))
+            else:
+                outcomes.append(await self._alone(trade))
+        return outcomes
+
+    async def _new_among(self, trades: list[dict[str, Any]]) -> dict[int, int]:
+        """The ids of those that were stored, by place; none of them if one cannot even be read."""
+        message_id = cause(self.session)
+        causes = [] if message_id is None else [message_id] * len(trades)
+        try:
+            async with self.session.begin_nested():
+                return await self._store_new(RECORD_NEW, json.dumps(trades, default=_as_text), causes)
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            return {}
+
+    async def _store_new(self, statement: TextClause, rows: str, causes: Sequence[UUID]) -> dict[int, int]:
+        stored = await self.session.execute(statement, {"rows": rows, "causes": list(causes)})
+        return {row[0]: row[1] for row in stored}
+
+    async def _known(self, trades: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, Any], Trade]:
+        keys = [(trade["ex_id"], trade["ex_trade_id"]) for trade in trades if {"ex_id", "ex_trade_id"} <= set(trade)]
+        if not keys:
+            return {}
+        found = await self.session.scalars(select(Trade).where(tuple_(Trade.ex_id, Trade.ex_trade_id).in_(keys)))
+        return {(trade.ex_id, trade.ex_trade_id): trade for trade in found}
+
+    async def _alone(self, trade: dict[str, Any]) -> tuple[int, bool] | Refusal:
+        """What becomes of a trade that is carried out by itself; a refusal takes back what it did."""
+        try:
+            async with self.session.begin_nested():
+                stored, is_new = await self.record_trade(trade)
+        except (Refusal, DBAPIError) as error:
+            refusal = refusal_for(error)
+            if refusal is None:
+                raise
+            return refusal
+        return stored.trade_id, is_new
+
+    async def link(self, trade: Trade, order: Order, said: Mapping[str, Any]) -> tuple[Trade, bool]:
+        """A trade on record as one of ``order``, and whether it was none before.
+
+        ``conflict`` if it is on record for another order or differs from what is ``said`` of it.
+        """
+        if trade.order_id not in (None, order.order_id):
+            raise Refusal(ErrorCode.CONFLICT, "is a trade of another order", field="ex_trade_id")
+        _check_same(trade, {name: value for name, value in said.items() if value is not None})
+        if trade.order_id is not None:
+            return trade, False
+        before = TradeView.model_validate(trade)
+        trade.order_id = order.order_id
+        trade.row_version += 1
+        await self.session.flush()
+        record(self.session, TradeRecorded, before=before, after=TradeView.model_validate(trade))
+        return trade, True
+
+    async def save_dry_trade(self, data: dict[str, Any]) -> DryTrade:
+        """A new dry trade.
+
+        ``not_found`` or ``forbidden`` for a bot, account or symbol that does not exist or belong.
+        """
+        data = {name: value for name, value in exact(data).items() if value is not None}
+        parties = Parties(data["bot_id"], data["uid"], data["ex_id"], data["symbol_id"])
+        catalog = await catalog_of(self.session, parties)
+        cost = _EXACT.multiply(data["size"], data["price"])
+        dry_trade = (
+            await self.session.scalars(
+                insert(DryTrade).values({**data, "cat_ex_id": catalog, "cost": cost}).returning(DryTrade)
+            )
+        ).one()
+        record(self.session, DryTradeRecorded, after=DryTradeView.model_validate(dry_trade))
+        return dry_trade
+
+    async def record_new_dry(self, dry_trades: Sequence[RecordDryTrade], causes: Sequence[UUID]) -> dict[int, int]:
+        """Store and announce those of ``dry_trades`` that are in order, as `record_new` does."""
+        rows = f"[{','.join(dry_trade.model_dump_json(exclude_none=True) for dry_trade in dry_trades)}]"
+        return await self._store_new(RECORD_NEW_DRY, rows, causes)
+
+    async def delete_dry_trades(self, bot_id: int) -> int:
+        """How many dry trades the bot had; all are gone. ``not_found`` without such a bot."""
+        # Whoever records one waits for this lock, so none is left behind with a lower id than the last one deleted.
+        bot = await self.session.scalar(select(Bot.bot_id).where(Bot.bot_id == bot_id).with_for_update())
+        if bot is None:
+            raise Refusal(ErrorCode.NOT_FOUND, f"there is no bot {bot_id}", field="bot_id")
+        gone = delete(DryTrade).where(DryTrade.bot_id == bot_id).returning(DryTrade.dry_trade_id).cte("gone")
+        count, last = (await self.session.execute(select(func.count(), func.max(gone.c.dry_trade_id)))).one()
+        if count:
+            cleared = ClearedDryTrades(bot_id=bot_id, last_dry_trade_id=last, count=count)
+            record(self.session, DryTradeCleared, before=cleared)
+        return int(count)
+
+    async def get_by_ex_trade_id(self, ex_id: int, ex_trade_id: str) -> Trade | None:
+        """The trade that the exchange calls ``ex_trade_id``, or None."""
+        return await self.session.scalar(select(Trade).where(Trade.ex_id == ex_id, Trade.ex_trade_id == ex_trade_id))
+
+    async def get_dry_trade(self, dry_trade_id: int) -> DryTrade | None:
+        """The dry trade with this id, or None."""
+        return await self.session.get(DryTrade, dry_trade_id)
+
+    async def get_live_trades(
+        self,
+        user_id: int | None = None,
+        symbol_id: int | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        *,
+        bot_id: int | None = None,
+        ex_id: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> list[Trade]:
+        """Trades that match all that is given, newest first; from ``start_date`` on, before ``end_date``."""
+        given = {Trade.uid: user_id, Trade.symbol_id: symbol_id, Trade.bot_id: bot_id, Trade.ex_id: ex_id}
+        trades = self._newest(cursor).where(
+            *(column == value for column, value in given.items() if value is not None)
+        )
+        if start_date is not None:
+            trades = trades.where(Trade.timestamp >= in_utc(start_date))
+        if end_date is not None:
+            trades = trades.where(Trade.timestamp < in_utc(end_date))
+        return list(await self.session.scalars(trades.limit(limit)))
+
+    async def get_bot_trades(
+        self, bot_id: int, *, dry: bool = False, limit: int = 100
+    ) -> list[Trade] | list[DryTrade]:
+        """A bot's trades, or its dry ones, newest first."""
+        if dry:
+            return await self.get_dry_trades(bot_id, limit)
+        return await self.get_live_trades(bot_id=bot_id, limit=limit)
+
+    async def get_symbol_trades(self, symbol_id: int, limit: int = 100) -> list[Trade]:
+        """Trades of a symbol, newest first."""
+        return await self.get_live_trades(symbol_id=symbol_id, limit=limit)
+
+    async def get_trades(self, ex_id: int, symbol_id: int | None = None, limit: int = 100) -> list[Trade]:
+        """Trades on an account, newest first."""
+        return await self.get_live_trades(ex_id=ex_id, symbol_id=symbol_id, limit=limit)
+
+    async def get_last_trade(self, ex_id: int) -> Trade | None:
+        """The newest trade on an account, or None."""
+        return next(iter(await self.get_trades(ex_id, limit=1)), None)
+
+    async def get_dry_trades(
+        self,
+        bot_id: int,
+        limit: int = 100,
+        *,
+        symbol_id: int | None = None,
+        ex_id: int | None = None,
+        cursor: str | None = None,
+    ) -> list[DryTrade]:
+        """A bot's dry trades that match all that is given, newest first."""
+        given = {DryTrade.bot_id: bot_id, DryTrade.symbol_id: symbol_id, DryTrade.ex_id: ex_id}
+        return list(
+            await self.session.scalars(
+                select(DryTrade)
+                .where(
+                    *(column == value for column, value in given.items() if value is not None),
+                    behind(cursor, DryTrade.timestamp, DryTrade.dry_trade_id, newest_first=True),
+                )
+                .order_by(DryTrade.timestamp.desc(), DryTrade.dry_trade_id.desc())
+                .limit(limit)
+            )
+        )
+
+    async def get_last_dry_trade(
+        self, bot_id: int, symbol_id: int | None = None, ex_id: int | None = None
+    ) -> DryTrade | None:
+        """A bot's newest dry trade, of that symbol and account where they are given, or None."""
+        return next(iter(await self.get_dry_trades(bot_id, 1, symbol_id=symbol_id, ex_id=ex_id)), None)
+
+    async def get_trades_by_user(self, uid: int, limit: int = 100, *, cursor: str | None = None) -> list[Trade]:
         """A user's newest trades, newest first."""
-        return list(await self.session.scalars(self._newest(uid).limit(limit)))
+        return await self.get_live_trades(uid, limit=limit, cursor=cursor)
 
-    async def get_trades_paginated(self, uid: int, page: int = 1, page_size: int = 100) -> TradePage:
-        """A page of a user's trades, newest first, with how many there are."""
+    async def get_trades_paginated(
+        self, uid: int, page: int = 1, page_size: int = 100, *, cursor: str | None = None
+    ) -> TradePage:
+        """A page of a user's trades, newest first, with how many there are in all.
+
+        With a ``cursor`` it is the page behind the one that gave it, whatever ``page`` says.
+        """
         total = await self.session.scalar(select(func.count()).where(Trade.uid == uid))
-        trades = await self.session.scalars(self._newest(uid).limit(page_size).offset((page - 1) * page_size))
-        return TradePage(list(trades), page, page_size, total or 0)
+        offset = (page - 1) * page_size if cursor is None else 0
+        trades = self._newest(cursor).where(Trade.uid == uid).limit(page_size).offset(offset)
+        return TradePage(list(await self.session.scalars(trades)), page, page_size, total or 0)
 
     async def get_user_trading_stats(self, uid: int) -> Row[Any]:
         """Count, volumes and prices over all trades of a user, in one query."""
-        bought = func.sum(case((Trade.side == "buy", Trade.cost), else_=0))
-        sold = func.sum(case((Trade.side == "sell", Trade.cost), else_=0))
-        volume = func.coalesce(func.sum(Trade.cost), 0)
-        return (
-            await self.session.execute(
-                select(
-                    func.count().label("total_trades"),
-                    volume.label("total_volume"),
-                    func.coalesce(func.avg(Trade.price), 0).label("average_price"),
-                    func.coalesce(volume / func.sum(Trade.size), 0).label("vwap"),
-                    func.coalesce(bought, 0).label("buy_volume"),
-                    func.coalesce(sold, 0).label("sell_volume"),
-                    func.coalesce(bought - sold, 0).label("net_volume"),
-                ).where(Trade.uid == uid)
-            )
-        ).one()
+        return (await self.session.execute(user_stats(uid))).one()
+
+    async def get_trade_stats(self, bot_id: int, days: int = 30, *, dry: bool = False) -> Row[Any]:
+        """The same over the trades of a bot in the last ``days``, or its dry ones, and how many of them won."""
+        since = func.now() - timedelta(days=days)
+        return (await self.session.execute(bot_stats(DryTrade if dry else Trade, bot_id, since))).one()
+
+    async def get_user_trading_summary(self, uid: int) -> dict[str, Any] | None:
+        """A user with what bots and trades add up to, in one query; None without such a user."""
+        row = (await self.session.execute(user_summary(uid))).mappings().one_or_none()
+        return None if row is None else {"user" if name == "User" else name: value for name, value in row.items()}
+
+    async def get_symbol_price_stats(
+        self, start_date: datetime | None = None, symbol_id: int | None = None
+    ) -> Sequence[Row[Any]]:
+        """Median and deviation of the prices of each symbol traded since ``start_date``, or in the last 30 days."""
+        start = in_utc(start_date) if start_date is not None else datetime.now(UTC) - timedelta(days=30)
+        return (await self.session.execute(price_stats(start, symbol_id))).all()
 
     @staticmethod
-    def _newest(uid: int) -> Any:
-        return select(Trade).where(Trade.uid == uid).order_by(Trade.timestamp.desc(), Trade.trade_id.desc())
+    def _newest(cursor: str | None) -> Select[Trade]:
+        return (
+            select(Trade)
+            .where(behind(cursor, Trade.timestamp, Trade.trade_id, newest_first=True))
+            .order_by(Trade.timestamp.desc(), Trade.trade_id.desc())
+        )
+
+
+def _check_same(trade: Trade, data: Mapping[str, Any]) -> None:
+    if fields := differing(trade, dict(data)):
+        raise Refusal(ErrorCode.CONFLICT, f"is on record with another {', '.join(fields)}", field="ex_trade_id")
+
+
+def _as_known(trade: Trade, data: Mapping[str, Any]) -> tuple[int, bool] | Refusal:
+    try:
+        _check_same(trade, data)
+    except Refusal as refusal:
+        return refusal
+    return trade.trade_id, False
+
+
+def _stated(trade: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trade says of itself; raises TypeError for a name that no trade has."""
+    if unknown := set(trade) - set(_STATED):
+        raise TypeError(f"a trade has no {', '.join(sorted(unknown))}")
+    return {name: value for name, value in exact(dict(trade)).items() if value is not None}
+
+
+def _values_of(trade: Trade) -> dict[str, Any]:
+    return {name: getattr(trade, name) for name in _STATED}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"a trade cannot hold {type(value).__name__}")

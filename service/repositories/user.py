@@ -20,6 +20,7 @@ from contracts.user import (
     UserView,
     is_password_hash,
 )
+from service.cursor import behind
 from service.models import OPEN_STATUSES, Bot, BotExchange, BotLog, Exchange, Order, RoleEnum, Trade, User
 from service.models.user import SEARCHED_TEXT
 from service.outbox import record
@@ -179,22 +180,21 @@ class UserRepository(BaseRepository[User]):
         return list(await self.session.scalars(select(User).where(found).order_by(User.uid).limit(limit)))
 
     async def get_user_list(
-        self, manager_id: int | None = None, *, limit: int | None = None, offset: int = 0, after: int | None = None
+        self, manager_id: int | None = None, *, limit: int | None = None, offset: int = 0, cursor: str | None = None
     ) -> list[User]:
-        """Users by id, all or those of a manager; of a long list ``limit`` from ``offset`` or behind id ``after``."""
+        """Users by id, all or those of a manager; of a long list ``limit`` from ``offset`` or behind ``cursor``."""
         query = select(User) if manager_id is None else select(User).where(User.manager == manager_id)
-        return await self._part_of(query, limit, offset, after)
+        return await self._part_of(query, limit, offset, cursor)
 
     async def get_active_users(
-        self, *, limit: int | None = None, offset: int = 0, after: int | None = None
+        self, *, limit: int | None = None, offset: int = 0, cursor: str | None = None
     ) -> list[User]:
         """Active users by id. See `get_user_list`."""
-        return await self._part_of(select(User).where(User.active), limit, offset, after)
+        return await self._part_of(select(User).where(User.active), limit, offset, cursor)
 
-    async def _part_of(self, query: Any, limit: int | None, offset: int, after: int | None) -> list[User]:
-        if after is not None:
-            query = query.where(User.uid > after)
-        return list(await self.session.scalars(query.order_by(User.uid).limit(limit).offset(offset or None)))
+    async def _part_of(self, query: Any, limit: int | None, offset: int, cursor: str | None) -> list[User]:
+        page = query.where(behind(cursor, User.uid)).order_by(User.uid).limit(limit).offset(offset or None)
+        return list(await self.session.scalars(page))
 
     async def get_user_with_bots(self, uid: int) -> User | None:
         """The user with ``bots`` loaded, or None."""

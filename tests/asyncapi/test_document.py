@@ -221,6 +221,8 @@ class TestEvents:
             "symbol:{symbol}:{cat_ex_id}",
             "symbols:exchange:{cat_ex_id}",
             "symbol:decimals:{symbol_id}",
+            "symbol:by_id:{symbol_id}",
+            "symbols:all",
         ]
 
     def test_say_how_a_subscriber_declares_its_queue(self, document: Document) -> None:
