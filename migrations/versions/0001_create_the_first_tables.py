@@ -178,6 +178,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["uid"], ["users.uid"], name=op.f("fk_exchanges_uid_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("ex_id", name=op.f("pk_exchanges")),
+        sa.UniqueConstraint("ex_id", "cat_ex_id", name=op.f("uq_exchanges_ex_id_cat_ex_id")),
         sa.UniqueConstraint("ex_id", "uid", "cat_ex_id", name=op.f("uq_exchanges_ex_id_uid_cat_ex_id")),
         sa.UniqueConstraint("ex_id", "uid", name=op.f("uq_exchanges_ex_id_uid")),
         sa.UniqueConstraint("uid", "cat_ex_id", "ex_name", name=op.f("uq_exchanges_uid_cat_ex_id_ex_name")),

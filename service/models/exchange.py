@@ -113,5 +113,6 @@ class Exchange(Versioned, Base):
         UniqueConstraint("uid", "cat_ex_id", "ex_name"),
         # Targets of the composite foreign keys that keep owner, account and catalog of a row together.
         UniqueConstraint("ex_id", "uid"),
+        UniqueConstraint("ex_id", "cat_ex_id"),
         UniqueConstraint("ex_id", "uid", "cat_ex_id"),
     )
