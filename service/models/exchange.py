@@ -100,13 +100,8 @@ class Exchange(Versioned, Base):
     user: Mapped["User"] = relationship(lazy="raise", viewonly=True)
     cat_exchange: Mapped["CatExchange"] = relationship(lazy="raise", viewonly=True)
     bot_exchanges: Mapped[list["BotExchange"]] = relationship(lazy="raise", viewonly=True)
-    # The tables refer to accounts by two composite keys; the id alone says as much.
-    orders: Mapped[list["Order"]] = relationship(
-        primaryjoin="Exchange.ex_id == foreign(Order.ex_id)", lazy="raise", viewonly=True
-    )
-    trades: Mapped[list["Trade"]] = relationship(
-        primaryjoin="Exchange.ex_id == foreign(Trade.ex_id)", lazy="raise", viewonly=True
-    )
+    orders: Mapped[list["Order"]] = relationship(lazy="raise", viewonly=True)
+    trades: Mapped[list["Trade"]] = relationship(lazy="raise", viewonly=True)
 
     __table_args__ = (
         Index("ix_exchanges_active", "ex_id", postgresql_where=text("active")),

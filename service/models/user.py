@@ -50,8 +50,13 @@ class User(Versioned, Base):
     managed_users: Mapped[list["User"]] = relationship(back_populates="manager_user", lazy="raise")
     exchanges: Mapped[list["Exchange"]] = relationship(lazy="raise", viewonly=True, order_by="Exchange.ex_id")
     bots: Mapped[list["Bot"]] = relationship(lazy="raise", viewonly=True, order_by="Bot.bot_id")
-    orders: Mapped[list["Order"]] = relationship(lazy="raise", viewonly=True)
-    trades: Mapped[list["Trade"]] = relationship(lazy="raise", viewonly=True)
+    # Orders and trades refer to their user by way of the account.
+    orders: Mapped[list["Order"]] = relationship(
+        primaryjoin="User.uid == foreign(Order.uid)", lazy="raise", viewonly=True
+    )
+    trades: Mapped[list["Trade"]] = relationship(
+        primaryjoin="User.uid == foreign(Trade.uid)", lazy="raise", viewonly=True
+    )
 
     __table_args__ = (
         # One mail address is one user, however it is capitalized.

@@ -99,15 +99,16 @@ class UserRepository(BaseRepository[User]):
         uid = await self.get_user_id(user) if isinstance(user, str) else user
         if uid is None:
             raise Refusal(ErrorCode.NOT_FOUND, "there is no user with this address", field="mail")
-        # Whatever refers to the user waits for this lock, so nothing is added from here on.
+        # Whatever refers to one of these waits for the locks, so nothing is added from here on.
         row = await self._locked(uid, "uid")
         check_version(row, expected_version)
         bots = (await self.session.scalars(select(Bot).where(Bot.uid == uid).with_for_update())).all()
+        exchanges = (await self.session.scalars(select(Exchange).where(Exchange.uid == uid).with_for_update())).all()
         if not force:
             await self._check_idle(uid, bots)
         before = UserView.model_validate(row)
         await self._release_managed(uid)
-        exchanges = await self._announce_what_goes(uid, bots)
+        await self._announce_what_goes(uid, bots, exchanges)
         trades = await delete_in_steps(self.session, Trade.trade_id, Trade.uid == uid)
         orders = await delete_in_steps(self.session, Order.order_id, Order.uid == uid)
         if bots:
@@ -115,10 +116,10 @@ class UserRepository(BaseRepository[User]):
         await self.session.execute(
             delete(User).where(User.uid == uid), execution_options={"synchronize_session": False}
         )
-        for gone in (row, *bots):
+        for gone in (row, *bots, *exchanges):
             self.session.expunge(gone)
         record(self.session, UserDeleted, before=before)
-        return UserDeletion(uid=uid, bots=len(bots), exchanges=exchanges, orders=orders, trades=trades)
+        return UserDeletion(uid=uid, bots=len(bots), exchanges=len(exchanges), orders=orders, trades=trades)
 
     async def _check_idle(self, uid: int, bots: Sequence[Bot]) -> None:
         live = [bot.bot_id for bot in bots if bot.active and not bot.dry_run]
@@ -145,19 +146,16 @@ class UserRepository(BaseRepository[User]):
             before = after.model_copy(update={"manager": uid, "row_version": after.row_version - 1})
             record(self.session, UserUpdated, before=before, after=after)
 
-    async def _announce_what_goes(self, uid: int, bots: Sequence[Bot]) -> int:
-        """Record the end of accounts and bots that the foreign keys take along; gives the number of accounts."""
+    async def _announce_what_goes(self, uid: int, bots: Sequence[Bot], exchanges: Sequence[Exchange]) -> None:
+        """Record the end of accounts and bots, which the foreign keys take along without a word."""
         links = await self.session.scalars(select(BotExchange).where(BotExchange.uid == uid))
         for link in links:
             record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
             self.session.expunge(link)
         for bot in bots:
             record(self.session, BotDeleted, before=BotView.model_validate(bot))
-        exchanges = (await self.session.scalars(select(Exchange).where(Exchange.uid == uid).with_for_update())).all()
         for exchange in exchanges:
             record(self.session, ExchangeDeleted, before=ExchangeView.model_validate(exchange))
-            self.session.expunge(exchange)
-        return len(exchanges)
 
     async def get_by_email(self, email: str) -> User | None:
         """The user with this mail address, in any case, or None."""
