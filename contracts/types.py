@@ -18,6 +18,11 @@ MAX_NUMBER_DIGITS: Final = 15
 """Significant digits that every IEEE double keeps."""
 
 
+_MAX_DIGITS: Final = 200
+"""More than any amount has, and than a product or a mean of two has."""
+_TOO_LONG: Final = "should have no more than 38 digits, 18 of them behind the point"
+
+
 class JsonNumber(Decimal):
     """A number literal of a JSON text, digit by digit as it was written there."""
 
@@ -28,7 +33,21 @@ def significant_digits(number: Decimal) -> int:
 
 
 def _to_decimal(value: Any, info: ValidationInfo) -> Decimal:
+    number = _read(value, info)
+    if not number.is_finite():
+        raise ValueError("must be finite; NaN and infinity are refused")
+    # Before any digit is written: "1e999999999" is short to say and a gigabyte to spell out.
+    exponent = number.as_tuple().exponent
+    if abs(number.adjusted()) > _MAX_DIGITS or (isinstance(exponent, int) and abs(exponent) > _MAX_DIGITS):
+        raise ValueError(_TOO_LONG)
+    # An exponent ("1E+3") is a way of writing: the value is stored and sent in plain digits.
+    return Decimal(format(number, "f"))
+
+
+def _read(value: Any, info: ValidationInfo) -> Decimal:
     if isinstance(value, str):
+        if len(value) > _MAX_DIGITS:
+            raise ValueError(_TOO_LONG)
         try:
             number = Decimal(value)
         except InvalidOperation:
@@ -45,10 +64,7 @@ def _to_decimal(value: Any, info: ValidationInfo) -> Decimal:
         number = _few_digits(JsonNumber(value))
     else:
         number = _few_digits(value) if isinstance(value, JsonNumber) else value
-    if not number.is_finite():
-        raise ValueError("must be finite; NaN and infinity are refused")
-    # An exponent ("1E+3") is a way of writing: the value is stored and sent in plain digits.
-    return Decimal(format(number, "f"))
+    return number
 
 
 def _few_digits(number: JsonNumber) -> Decimal:

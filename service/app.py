@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
+from redis.exceptions import AuthenticationError
 
 from contracts.amqp import BROKEN_LINK, Link
 from contracts.invalidator import CacheInvalidator
@@ -132,7 +133,7 @@ class Service:
         try:
             revision = await schema.current(self._engine)
         except Exception as error:
-            raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
+            raise StartError(f"DATABASE_URL: {reason(error)}; {_advice(error, 'PostgreSQL')}") from error
         if revision != schema.head():
             raise StartError(
                 f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "
@@ -144,11 +145,13 @@ class Service:
             await link.close()
             await self._publisher.open()
         except BROKEN_LINK as error:
-            raise StartError(f"RABBITMQ_URL: {reason(error)}; is RabbitMQ running there?") from error
+            raise StartError(f"RABBITMQ_URL: {reason(error)}; {_advice(error, 'RabbitMQ')}") from error
         try:
             await self._redis.ping()
-        except Exception as error:  # noqa: BLE001 - lookups go around a cache that is away
-            log.warning("cache_unreachable", setting="REDIS_URL", error=type(error).__name__)
+        except AuthenticationError as error:
+            raise StartError(f"REDIS_URL: {reason(error)}; {_advice(error, 'Redis')}") from error
+        except Exception as error:  # noqa: BLE001 - trades are stored and lookups answered without a cache
+            log.warning("cache_unreachable", setting="REDIS_URL", error=reason(error), advice=_advice(error, "Redis"))
 
     async def _until_stopped_or_failed(self, tasks: list[asyncio.Task[None]]) -> bool:
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -182,6 +185,16 @@ class Service:
         with suppress(Exception):
             async with asyncio.timeout(2):
                 await self._engine.dispose()
+
+
+def _advice(error: BaseException, server: str) -> str:
+    """What to do about a server that cannot be used."""
+    said = f"{type(error).__name__} {reason(error)}".lower()
+    if any(word in said for word in ("auth", "password", "access_refused", "noauth", "wrongpass")):
+        return "the server is there and refuses the login: check user and password in the URL"
+    if "gaierror" in said:
+        return "is the host name right, and are @, / and # in the password escaped?"
+    return f"is {server} running there?"
 
 
 async def serve(settings: Settings) -> int:

@@ -77,6 +77,8 @@ def configure_logging(level: str, style: str) -> None:
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_without_record, *renderer])
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # What it says about a connection that cannot be made, whoever wanted the connection says better.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
 def _without_record(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -15,6 +16,8 @@ from contracts.topology import EVENTS
 from service.config import Settings
 
 log = structlog.get_logger()
+
+_ANSWER_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Publisher:
         body = reply if isinstance(reply, bytes) else reply.model_dump_json(exclude_none=True).encode()
         message = Message(body, content_type="application/json", correlation_id=correlation_id)
         try:
-            async with asyncio.timeout(2):
+            # As long as askers wait: a burst of answers takes its time on a busy machine.
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 channel = await self._replies.channel()
                 with lost_links_as_errors():
                     await channel.default_exchange.publish(message, queue, mandatory=False)

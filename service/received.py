@@ -73,7 +73,7 @@ class Received:
             raise Refusal(ErrorCode.VALIDATION, f"is not the routing key {self.command!r}", field="type")
         if self.content_encoding not in _READABLE_ENCODINGS:
             raise Refusal(ErrorCode.VALIDATION, "must not be set: bodies are plain JSON", field="content_encoding")
-        if self.content_type not in (None, "", "application/json"):
+        if self.content_type and self.content_type.partition(";")[0].strip().lower() != "application/json":
             raise Refusal(ErrorCode.VALIDATION, "must be application/json", field="content_type")
         if len(self.body) > MAX_COMMAND_BYTES:
             raise Refusal(
