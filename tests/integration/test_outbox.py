@@ -35,7 +35,11 @@ class TestLibraryUser:
         assert (event.type, change["key"], change["version"]) == ("user.created", {"uid": user.uid}, 1)
         assert change["before"] is None
         assert "password" not in change["after"]
-        assert event.stale_keys == [f"user:{user.uid}", "user:id:a@example.org"]
+        assert event.stale_keys == [
+            f"user:{user.uid}",
+            "user:id:a@example.org",
+            f"user:trading_summary:{user.uid}",
+        ]
 
     async def test_gets_none_by_rolling_back(self, sessions: SessionMaker) -> None:
         async with sessions() as session:
@@ -112,6 +116,8 @@ class TestEvent:
             f"symbol:A/B:{cat_ex_id}",
             f"symbols:exchange:{cat_ex_id}",
             f"symbol:decimals:{symbol.id}",
+            f"symbol:by_id:{symbol.id}",
+            "symbols:all",
             f"symbol:A/C:{cat_ex_id}",
         ]
 

@@ -421,7 +421,7 @@ class TestLists:
         page = await asking.ask(GetUserList(page=2, page_size=4))
 
         assert [user.uid for user in page.users] == uids[3:]
-        assert page.next_cursor is None
+        assert (await asking.ask(GetUserList(cursor=page.next_cursor))).users == []
 
     async def test_of_active_users_leave_others_out(
         self, uids: list[int], asking: Asking, engine: AsyncEngine
