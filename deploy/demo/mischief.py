@@ -65,7 +65,7 @@ def wrong_messages(desk: Desk, stranger: Desk, known: Trade) -> list[Wrong]:
         Wrong("message id used twice", ErrorCode.CONFLICT, "message_id", _trade(desk, size="24"), message_id=reused),
         Wrong("no message id", ErrorCode.VALIDATION, "message_id", trade, message_id=None),
         Wrong("message id that is no UUID", ErrorCode.VALIDATION, "message_id", trade, message_id="42"),
-        Wrong("unknown routing key", ErrorCode.VALIDATION, "routing_key", trade, routing_key="record_trades"),
+        Wrong("unknown routing key", ErrorCode.VALIDATION, "routing_key", trade, routing_key="record_a_trade"),
         Wrong("gzip", ErrorCode.VALIDATION, "content_encoding", gzip.compress(trade), content_encoding="gzip"),
     ]
 

@@ -412,7 +412,7 @@ class TestASecret:
         await keeps_the_secret(scene, message)
 
     async def test_is_redacted_from_headers(self, scene: Scene) -> None:
-        headers = {"api_key": CANARY, "auth": [{"Passphrase": CANARY, "f2a": CANARY}]}
+        headers = {"api_key": CANARY, "sender": [{"Passphrase": CANARY, "f2a": CANARY}]}
         message = said({"mail": ""}, "add_user", headers=headers)
         async with Wire.connect(scene.service.rabbitmq_url) as wire:
             await wire.ask(message)
@@ -420,7 +420,7 @@ class TestASecret:
         [letter] = await keeps_the_secret(scene, message)
         assert json.loads(letter["properties"])["headers"] == {
             "api_key": "***",
-            "auth": [{"Passphrase": "***", "f2a": "***"}],
+            "sender": [{"Passphrase": "***", "f2a": "***"}],
         }
 
     async def test_leaves_the_rest_of_a_refused_command_readable(self, scene: Scene) -> None:

@@ -152,6 +152,8 @@ class TestAnInvalidator:
             cache_keys.symbol("RENAMED", catalog),
             cache_keys.symbols_of_exchange(catalog),
             cache_keys.symbol_decimals(desk.symbol.symbol_id),
+            cache_keys.symbol_by_id(desk.symbol.symbol_id),
+            cache_keys.all_symbols(),
         }
         fresh = {
             cache_keys.symbol("ADA/ETH", catalog),
