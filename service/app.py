@@ -19,7 +19,7 @@ from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
 from service.database import build_engine, build_session_maker
-from service.errors import reason
+from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health
 from service.http import HttpServer
@@ -133,7 +133,7 @@ class Service:
         try:
             revision = await schema.current(self._engine)
         except Exception as error:
-            raise StartError(f"DATABASE_URL: {reason(error)}; {_advice(error, 'PostgreSQL')}") from error
+            raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
         if revision != schema.head():
             raise StartError(
                 f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "
@@ -145,13 +145,13 @@ class Service:
             await link.close()
             await self._publisher.open()
         except BROKEN_LINK as error:
-            raise StartError(f"RABBITMQ_URL: {reason(error)}; {_advice(error, 'RabbitMQ')}") from error
+            raise StartError(f"RABBITMQ_URL: {reason(error)}; {advice(error, 'RabbitMQ')}") from error
         try:
             await self._redis.ping()
         except AuthenticationError as error:
-            raise StartError(f"REDIS_URL: {reason(error)}; {_advice(error, 'Redis')}") from error
+            raise StartError(f"REDIS_URL: {reason(error)}; {advice(error, 'Redis')}") from error
         except Exception as error:  # noqa: BLE001 - trades are stored and lookups answered without a cache
-            log.warning("cache_unreachable", setting="REDIS_URL", error=reason(error), advice=_advice(error, "Redis"))
+            log.warning("cache_unreachable", setting="REDIS_URL", error=reason(error), advice=advice(error, "Redis"))
 
     async def _until_stopped_or_failed(self, tasks: list[asyncio.Task[None]]) -> bool:
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -185,16 +185,6 @@ class Service:
         with suppress(Exception):
             async with asyncio.timeout(2):
                 await self._engine.dispose()
-
-
-def _advice(error: BaseException, server: str) -> str:
-    """What to do about a server that cannot be used."""
-    said = f"{type(error).__name__} {reason(error)}".lower()
-    if any(word in said for word in ("auth", "password", "access_refused", "noauth", "wrongpass")):
-        return "the server is there and refuses the login: check user and password in the URL"
-    if "gaierror" in said:
-        return "is the host name right, and are @, / and # in the password escaped?"
-    return f"is {server} running there?"
 
 
 async def serve(settings: Settings) -> int:

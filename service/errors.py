@@ -143,3 +143,13 @@ def reason(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error
     text = str(cause).splitlines()[0] if str(cause) else ""
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+def advice(error: BaseException, server: str) -> str:
+    """What to do about a server that cannot be used."""
+    said = f"{type(error).__name__} {reason(error)}".lower()
+    if any(word in said for word in ("auth", "password", "access_refused", "noauth", "wrongpass")):
+        return "the server is there and refuses the login: check user and password in the URL"
+    if "gaierror" in said:
+        return "is the host name right, and are @, / and # in the password escaped?"
+    return f"is {server} running there?"

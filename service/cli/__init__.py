@@ -1,10 +1,8 @@
 """The ``persistence`` command."""
 
-import asyncio
 import logging
 import sys
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import asyncpg
 import typer
@@ -17,9 +15,7 @@ from service.cli import dead_letters
 from service.cli.check import check
 from service.cli.keys import keygen, rotate_key
 from service.config import Settings, SettingsError
-from service.errors import reason
-
-T = TypeVar("T")
+from service.errors import advice, reason
 
 app = typer.Typer(
     name="persistence",
@@ -37,7 +33,7 @@ app.command(name="rotate-key")(rotate_key)
 @app.command(name="serve")
 def serve_command() -> None:
     """Consume commands, answer lookups and publish events until SIGTERM."""
-    raise typer.Exit(run(serve(Settings.read())))
+    raise typer.Exit(uvloop.run(serve(Settings.read())))
 
 
 @app.command()
@@ -47,20 +43,14 @@ def migrate(
     """Bring the database to the version this service needs. Safe to run anywhere, any number of times, at once."""
     settings = Settings.read()
     try:
-        before, after = run(schema.migrate(settings, to))
+        before, after = uvloop.run(schema.migrate(settings, to))
     except (OSError, asyncpg.PostgresError) as error:
         # What goes wrong after it is connected comes wrapped by SQLAlchemy, and is a defect.
-        raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
+        raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
     if before == after:
         print(f"The database is at {after or 'nothing'} already.")
     else:
         print(f"The database went from {before or 'nothing'} to {after or 'nothing'}.")
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
 
 
 def main() -> None:

@@ -24,8 +24,7 @@ def check(
 ) -> None:
     """Show the messages this service speaks and whether its servers answer; exit code 1 if one does not."""
     settings = Settings.read()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        servers = runner.run(_servers(settings))
+    servers = uvloop.run(_servers(settings))
     report: dict[str, Any] = {
         "servers": servers,
         "counts": {"commands": len(COMMAND_TYPES), "lookups": len(LOOKUP_TYPES), "events": len(EVENT_TYPES)},

@@ -1,10 +1,9 @@
 """``persistence dead-letters``: look at refused commands, send them again, or close them."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import asyncpg
 import typer
@@ -21,11 +20,9 @@ from service import dead_letters
 from service.app import StartError
 from service.config import Settings
 from service.database import build_engine, build_session_maker
-from service.errors import reason, sqlstate
+from service.errors import advice, reason, sqlstate
 from service.executor import REPLAY_HEADER
 from service.models import DeadLetter
-
-T = TypeVar("T")
 
 _NO_SUCH_TABLE: Final = "42P01"
 
@@ -43,7 +40,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
-    letters = _run(_find(None if state == "all" else state, command, limit))
+    letters = uvloop.run(_find(None if state == "all" else state, command, limit))
     if as_json:
         print(json.dumps([_plain(letter) for letter in letters], indent=2))
         return
@@ -67,7 +64,7 @@ def list_(
 @app.command()
 def show(dead_letter_id: int, as_json: Json = False) -> None:
     """Show one dead letter with its body, in which secrets are redacted."""
-    letter = _run(_get(dead_letter_id))
+    letter = uvloop.run(_get(dead_letter_id))
     if as_json:
         print(json.dumps(_plain(letter), indent=2))
         return
@@ -80,18 +77,13 @@ def show(dead_letter_id: int, as_json: Json = False) -> None:
 @app.command()
 def replay(ids: Ids) -> None:
     """Send dead letters to the service again, under their own message ids."""
-    _run(_replay(ids))
+    uvloop.run(_replay(ids))
 
 
 @app.command()
 def discard(ids: Ids) -> None:
     """Close dead letters without carrying them out."""
-    _run(_discard(ids))
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+    uvloop.run(_discard(ids))
 
 
 @asynccontextmanager
@@ -103,7 +95,7 @@ async def _session() -> AsyncIterator[AsyncSession]:
     except (OSError, asyncpg.PostgresError, DBAPIError) as error:
         if sqlstate(error) == _NO_SUCH_TABLE:
             raise StartError("DATABASE_URL: the database has no tables yet; run `persistence migrate`") from error
-        raise StartError(f"DATABASE_URL: {reason(error)}; is PostgreSQL running there?") from error
+        raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
     finally:
         await engine.dispose()
 
@@ -136,7 +128,7 @@ async def _replay(ids: list[int]) -> None:
             await exchange.publish(_message(letter), letter.command, mandatory=True)
             print(f"{letter.dead_letter_id}: sent again; `persistence dead-letters show` tells what became of it")
     except BROKEN_LINK as error:
-        raise StartError(f"RABBITMQ_URL: {reason(error)}; is RabbitMQ running there?") from error
+        raise StartError(f"RABBITMQ_URL: {reason(error)}; {advice(error, 'RabbitMQ')}") from error
     finally:
         await link.close()
 

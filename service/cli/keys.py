@@ -1,6 +1,5 @@
 """``persistence keygen`` and ``persistence rotate-key``: the keys of credentials."""
 
-import asyncio
 import base64
 import json
 import os
@@ -81,17 +80,16 @@ def rotate_key(
         finally:
             await engine.dispose()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            rotation = runner.run(work())
-        except Refusal as error:
-            console.print(f"persistence: {error}", markup=False)
-            raise typer.Exit(2) from None
-        except Exception as error:
-            if not isinstance(error, OSError) and not hasattr(error, "orig"):
-                raise
-            console.print(f"persistence: DATABASE_URL: {reason(error)}; what was committed stays; run it again")
-            raise typer.Exit(2) from None
+    try:
+        rotation = uvloop.run(work())
+    except Refusal as error:
+        console.print(f"persistence: {error}", markup=False)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not hasattr(error, "orig"):
+            raise
+        console.print(f"persistence: DATABASE_URL: {reason(error)}; what was committed stays; run it again")
+        raise typer.Exit(2) from None
     if not as_json:
         print(f"{rotation.renewed} of {rotation.seen} rows were stored anew under the key {rotation.storage_key}.")
         for row in rotation.unreadable:
