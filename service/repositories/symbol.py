@@ -12,7 +12,7 @@ from contracts.symbol import SymbolCreated, SymbolDeleted, SymbolsChanged, Symbo
 from service.cursor import behind
 from service.models import CatExchange, DryTrade, Exchange, Order, Position, Symbol, Trade
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing
+from service.repositories.base import BaseRepository, check_version, differing, exact
 
 # asyncpg binds at most 32,767 parameters in a statement, and a symbol has fifteen.
 _ROWS_PER_INSERT = 1_000
@@ -258,7 +258,7 @@ class SymbolRepository(BaseRepository[Symbol]):
 
 def _columns(data: dict[str, Any]) -> dict[str, Any]:
     """The manual says ``exchange_id`` for the catalog exchange, messages say ``cat_ex_id``; the column is one."""
-    return {("exchange_id" if name == "cat_ex_id" else name): value for name, value in data.items()}
+    return {("exchange_id" if name == "cat_ex_id" else name): value for name, value in exact(data).items()}
 
 
 def _key(symbol: dict[str, Any]) -> tuple[int, str]:

@@ -1,0 +1,333 @@
+"""The record of conformance: which test shows which row of the checklist, and what became of it."""
+
+import asyncio
+import json
+import re
+import secrets
+from base64 import b64encode
+from collections.abc import AsyncIterator, Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from contracts import new_key_pair
+from deploy.servers import Servers
+from service import (
+    Bot,
+    BotLog,
+    BotRepository,
+    CatExchange,
+    DryTrade,
+    Exchange,
+    ExchangeRepository,
+    Feed,
+    Order,
+    OrderRepository,
+    Strategy,
+    StrategyRepository,
+    Symbol,
+    SymbolRepository,
+    Trade,
+    TradeRepository,
+    User,
+    UserRepository,
+    get_async_session,
+    get_async_session_maker,
+    get_engine,
+)
+from service.base import Base
+from service.models import Simulation
+from service.repositories import AccountRepository, TickRepository
+from tests.fresh import execute, with_path
+from tests.manual.checklist import ROWS
+
+_HERE: Final = Path(__file__).parent
+_CORRECTION: Final = re.compile(r"X\d+(, X\d+)*: \S")
+_WORST_FIRST: Final = ("failed", "skipped", "not run", "missing", "differs", "holds")
+
+
+@dataclass
+class Claim:
+    """A test function, with all its cases, that shows a row."""
+
+    row: str
+    name: str
+    differs: str | None
+    test: str
+    outcomes: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """What became of it, the worst of its cases."""
+        states = [outcome if outcome != "passed" else "differs" if self.differs else "holds" for outcome in self.outcomes]
+        return min(states, key=_WORST_FIRST.index, default="not run")
+
+
+class Record:
+    """All claims of a run."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, Claim] = {}
+        self.problems: list[str] = []
+        self.modules: set[Path] = set()
+
+    def add(self, item: pytest.Item) -> None:
+        """Note what ``item`` claims to show, and what is wrong with that."""
+        if _HERE not in item.path.parents:
+            return
+        self.modules.add(item.path)
+        test = item.nodeid.partition("[")[0]
+        marks = list(item.iter_markers("manual"))
+        if not marks:
+            return
+        if len(marks) > 1:
+            self.problems.append(f"{item.nodeid} claims more than one row")
+        claim = _claim(test, *marks[0].args, **marks[0].kwargs)
+        if ROWS.get(claim.row) != claim.name:
+            self.problems.append(f"{item.nodeid}: the checklist has no row {claim.row!r} named {claim.name!r}")
+        if claim.differs is not None and not _CORRECTION.match(claim.differs):
+            self.problems.append(f"{item.nodeid}: {claim.differs!r} does not begin with the correction it follows")
+        known = self.claims.setdefault(claim.row, claim)
+        if known.test != test:
+            self.problems.append(f"{claim.row} is claimed by {known.test} and by {test}")
+
+    def note(self, row: str, report: pytest.TestReport) -> None:
+        """Take in what became of a case; its setup and teardown count only where they fail."""
+        if report.when == "call" or report.outcome != "passed":
+            self.claims[row].outcomes.append(report.outcome)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every module that can claim a row was collected."""
+        return self.modules == set(_HERE.glob("test_*.py"))
+
+    @property
+    def missing(self) -> list[str]:
+        """The rows that no test claims."""
+        return [row for row in ROWS if row not in self.claims]
+
+    def lines(self) -> list[dict[str, str]]:
+        """The table: a line per row, in the order of the checklist."""
+        return [
+            {
+                "row": row,
+                "name": name,
+                "state": self.claims[row].state if row in self.claims else "missing",
+                "reason": (self.claims[row].differs or "") if row in self.claims else "",
+                "test": self.claims[row].test if row in self.claims else "",
+            }
+            for row, name in ROWS.items()
+        ]
+
+
+def _claim(test: str, row: str, name: str, differs: str | None = None) -> Claim:
+    return Claim(row, name, differs, test)
+
+
+_RECORD: Final = pytest.StashKey[Record]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("manual")
+    group.addoption("--manual-table", action="store_true", help="print the record of conformance with the manual")
+    group.addoption("--manual-json", type=Path, metavar="FILE", help="write it to a file, for programs")
+
+
+# First, so that tests that are left out by -k and the like are known too.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    record = config.stash.setdefault(_RECORD, Record())
+    for item in items:
+        record.add(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    mark = item.get_closest_marker("manual")
+    if mark is not None:
+        item.config.stash[_RECORD].note(mark.args[0], report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    record = config.stash.get(_RECORD, None)
+    if record is None:
+        return
+    lines = record.lines()
+    if config.getoption("--manual-table", default=False):
+        terminalreporter.section("the manual, row by row")
+        widths = [max(len(line[column]) for line in lines) for column in ("row", "name", "state")]
+        for line in lines:
+            cells = (line[column].ljust(width) for column, width in zip(("row", "name", "state"), widths, strict=True))
+            terminalreporter.write_line("  ".join([*cells, line["reason"]]).rstrip())
+        states = [line["state"] for line in lines]
+        counted = ", ".join(f"{states.count(state)} {state}" for state in _WORST_FIRST[::-1] if state in states)
+        terminalreporter.write_line(f"{len(lines)} rows: {counted}")
+    if (file := config.getoption("--manual-json", default=None)) is not None:
+        file.write_text(json.dumps(lines, indent=2) + "\n")
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """What this run shows of the checklist."""
+    return request.config.stash[_RECORD]
+
+
+@pytest.fixture(scope="session")
+def keys() -> tuple[str, str]:
+    """A pair of keys that credentials are sealed with: private and public."""
+    return new_key_pair()
+
+
+@pytest.fixture(scope="session")
+def manual_database(servers: Servers, migrated_template: str) -> Iterator[str]:
+    """The URL of a database that tests of this package take turns with."""
+    name = f"manual_{secrets.token_hex(6)}"
+    copy = f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}" STRATEGY FILE_COPY'
+    asyncio.run(execute(servers.database_url, copy))
+    yield with_path(servers.database_url, name)
+    asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+async def emptied_database(manual_database: str) -> str:
+    """The URL of a database without rows whose numbers begin at 1.
+
+    Emptying one takes a tenth of the time of making one, which counts with hundreds of short tests.
+    """
+    deletes = [f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)]
+    restart = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
+    await execute(manual_database, "; ".join([*deletes, restart]))
+    return manual_database
+
+
+@pytest.fixture
+async def library(
+    emptied_database: str, redis_url: str, keys: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """The library in a program whose environment names the servers of this test."""
+    environment = {
+        "DATABASE_URL": emptied_database,
+        "RABBITMQ_URL": "amqp://localhost/",
+        "REDIS_URL": redis_url,
+        "SEALING_KEY": keys[0],
+        "STORAGE_KEYS": f"first:{b64encode(secrets.token_bytes(32)).decode()}",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _forget_engine()
+    yield
+    await get_engine().dispose()
+    _forget_engine()
+
+
+def _forget_engine() -> None:
+    get_engine.cache_clear()
+    get_async_session_maker.cache_clear()
+
+
+@dataclass(frozen=True)
+class Market:
+    """What the manual's examples start from: a user with a bot and an account where a symbol is listed."""
+
+    user: User
+    catalog: CatExchange
+    exchange: Exchange
+    symbol: Symbol
+    bot: Bot
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """What an order or a trade is about."""
+        return {
+            "bot_id": self.bot.bot_id,
+            "uid": self.user.uid,
+            "ex_id": self.exchange.ex_id,
+            "symbol_id": self.symbol.id,
+        }
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """The manual's order."""
+        terms = {"side": "buy", "size": 0.001, "price": 45000.0, "order_type": "limit", "status": "pending"}
+        return {**self.ids, **terms}
+
+    @property
+    def trade(self) -> dict[str, Any]:
+        """The manual's trade, without an order."""
+        terms = {"side": "buy", "size": 0.001, "price": 45050.0, "fee": 0.45, "fee_currency": "USDT"}
+        return {**self.ids, **terms, "ex_trade_id": secrets.token_hex(8)}
+
+
+async def a_market(mail: str = "user@company.com", symbol: str = "BTC/USDT", catalog: str = "binance") -> Market:
+    """A market, set up with the library alone; one of several when given other names."""
+    async with get_async_session() as session:
+        user = await UserRepository(session).add_user({"mail": mail})
+        exchange_repo, bot_repo = ExchangeRepository(session), BotRepository(session)
+        listed, _ = await exchange_repo.install_exchange(catalog)
+        exchange = await exchange_repo.create(
+            {"uid": user.uid, "cat_ex_id": listed.cat_ex_id, "ex_name": "Binance Main", "account": "main_trading"}
+        )
+        pair = await SymbolRepository(session).add_symbol(
+            {"symbol": symbol, "exchange_id": listed.cat_ex_id, "decimals": 2}
+        )
+        bot = await bot_repo.add_bot({"uid": user.uid, "name": "Scalping Bot V1"})
+        await bot_repo.add_exchange_to_bot(bot.bot_id, {"exchange_id": exchange.ex_id, "trading_currency": "USDT"})
+    return Market(user, listed, exchange, pair, bot)
+
+
+@pytest.fixture
+async def market(library: None) -> Market:
+    """A market of this test's own."""
+    return await a_market()
+
+
+@dataclass(frozen=True)
+class Furnished:
+    """One of everything that hangs on the rows of a market."""
+
+    market: Market
+    order: Order
+    trade: Trade
+    dry_trade: DryTrade
+    strategy: Strategy
+    feed: Feed
+    log: BotLog
+    simulation: Simulation
+
+
+@pytest.fixture
+async def furnished(market: Market) -> Furnished:
+    """A market with one of everything in it."""
+    ids, bot_id, noon = market.ids, market.bot.bot_id, datetime(2024, 1, 1, 12, tzinfo=UTC)
+    async with get_async_session() as session:
+        bots, trades, strategies = BotRepository(session), TradeRepository(session), StrategyRepository(session)
+        template, _ = await strategies.install_strategy({"name": "trend"}, {"period": "20"})
+        strategy = await strategies.add_bot_strategy({"bot_id": bot_id, "cat_str_id": template.cat_str_id})
+        feed = await bots.add_feed_to_bot(bot_id, {"symbol_id": market.symbol.id, "timeframe": "1m", "enabled": True})
+        log = await bots.save_bot_log({"bot_id": bot_id, "message": "Strategy executed successfully"})
+        simulation = await bots.save_simulation(
+            {
+                "bot_id": bot_id,
+                "name": "Backtest 2024-01",
+                "start_date": datetime(2024, 1, 1, tzinfo=UTC),
+                "end_date": datetime(2024, 1, 31, tzinfo=UTC),
+                "initial_balance": 10000.0,
+                "final_balance": 11250.0,
+                "total_trades": 156,
+                "win_rate": 0.67,
+                "sharpe_ratio": 1.43,
+            }
+        )
+        order = await OrderRepository(session).create(market.order)
+        trade = await trades.create({**market.trade, "order_id": order.order_id})
+        dry_trade = await trades.save_dry_trade({**ids, "side": "buy", "size": 1, "price": 100, "roi": 5})
+        accounts = AccountRepository(session)
+        await accounts.upsert_balances(ids["ex_id"], [{"currency": "USDT", "free": 90, "used": 10}], noon)
+        await accounts.upsert_positions(ids["ex_id"], [{"symbol_id": ids["symbol_id"], "volume": 1, "price": 9}], noon)
+        await TickRepository(session).record_ticks([{"symbol_id": ids["symbol_id"], "price": 9, "timestamp": noon}])
+    return Furnished(market, order, trade, dry_trade, strategy, feed, log, simulation)
