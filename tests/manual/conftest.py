@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
+from sqlalchemy import delete, select
 
-from contracts import new_key_pair
+from contracts import Lookup, new_key_pair
+from contracts.leased_cache import LeasedCache, connect
 from deploy.servers import Servers
 from service import (
     Bot,
@@ -39,8 +41,13 @@ from service import (
     get_engine,
 )
 from service.base import Base
-from service.models import Simulation
+from service.database import SessionMaker
+from service.executor import Executor
+from service.lookup_server import LookupServer
+from service.models import OutboxEvent, Simulation
+from service.publisher import Publisher
 from service.repositories import AccountRepository, TickRepository
+from tests.builders import Desk, Direct, a_desk
 from tests.fresh import execute, with_path
 from tests.manual.checklist import ROWS
 
@@ -331,3 +338,53 @@ async def furnished(market: Market) -> Furnished:
         await accounts.upsert_positions(ids["ex_id"], [{"symbol_id": ids["symbol_id"], "volume": 1, "price": 9}], noon)
         await TickRepository(session).record_ticks([{"symbol_id": ids["symbol_id"], "price": 9, "timestamp": noon}])
     return Furnished(market, order, trade, dry_trade, strategy, feed, log, simulation)
+
+
+@pytest.fixture
+def sessions(library: None) -> SessionMaker:
+    """Sessions on the database of this test, as the service has them."""
+    return get_async_session_maker()
+
+
+@pytest.fixture
+def executor(sessions: SessionMaker) -> Executor:
+    return Executor(sessions)
+
+
+@pytest.fixture
+def direct(executor: Executor) -> Direct:
+    return Direct(executor)
+
+
+@pytest.fixture
+async def desk(direct: Direct) -> Desk:
+    """A market that was set up by messages."""
+    return await a_desk(direct)
+
+
+@pytest.fixture
+async def cache(redis_url: str) -> AsyncIterator[LeasedCache]:
+    """A cache as the service has one."""
+    redis = connect(redis_url, timeout=2)
+    yield LeasedCache(redis, namespace="persistence")
+    await redis.aclose()
+
+
+@pytest.fixture
+def server(sessions: SessionMaker, cache: LeasedCache) -> LookupServer:
+    """Answers lookups, through the cache where they are cached."""
+    # Nobody waits for an answer over the broker here.
+    return LookupServer(sessions, cache, cast("Publisher", None))
+
+
+async def asked(server: LookupServer, lookup: Lookup[Any]) -> Any:
+    """The answer to a lookup, as it goes over the wire."""
+    return json.loads(await server.answer(lookup))
+
+
+async def stale_keys(sessions: SessionMaker) -> list[str]:
+    """What the events that wait to be published make stale; they are taken away."""
+    async with sessions.begin() as session:
+        events = (await session.scalars(select(OutboxEvent).order_by(OutboxEvent.id))).all()
+        await session.execute(delete(OutboxEvent))
+    return [key for event in events for key in event.stale_keys]

@@ -347,9 +347,8 @@ async def test_a_users_bots_have_names_of_their_own(market: Market) -> None:
                 "orders": Order,
                 "dry_trades": DryTrade,
                 "feeds": Feed,
-                "trades": Trade,
             },
-            differs="X28: and its feeds and trades, which the manual's methods load",
+            differs="X28: and its feeds, which the manual's methods load",
         ),
         row(
             "E9",
