@@ -36,9 +36,10 @@ from service import (
     TradeRepository,
     User,
     UserRepository,
+    cache_manager,
+    dispose_engine,
     get_async_session,
     get_async_session_maker,
-    get_engine,
 )
 from service.base import Base
 from service.database import SessionMaker
@@ -226,15 +227,9 @@ async def library(
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    _forget_engine()
     yield
-    await get_engine().dispose()
-    _forget_engine()
-
-
-def _forget_engine() -> None:
-    get_engine.cache_clear()
-    get_async_session_maker.cache_clear()
+    await cache_manager.close()
+    await dispose_engine()
 
 
 @dataclass(frozen=True)
