@@ -15,7 +15,6 @@ from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
 from service import schema, topology
-from service.cache import vouch
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
@@ -106,7 +105,6 @@ class Service:
                 start(lane.queue, lane.run())
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
-            start("voucher", vouch(self._redis, self._settings.cache_namespace, lambda: self._invalidator.is_current))
             await self._consumers.start()
             start("subscriptions", self._consumers.watch(self._lookout))
             self._http.start()

@@ -1,14 +1,14 @@
 """The cache of programs that use the library: the same keys and values in Redis that the service's lookups have.
 
-What is cached is JSON of views, never a pickled row; an object that comes out of it belongs to no session. It is read
-only while a service vouches for it: while one runs that hears of every change and removes what became stale. Without
-one, and without Redis, every read goes to the database.
+What is cached is JSON of views, never a pickled row; an object that comes out of it belongs to no session. Whether it
+may be read is the leased cache's to know: without a service that removes what became stale, and without Redis, every
+read goes to the database.
 """
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import cache, cached_property, reduce, wraps
 from operator import or_
 from types import UnionType
@@ -24,13 +24,13 @@ from sqlalchemy.orm import make_transient_to_detached
 from contracts import cache_keys
 from contracts.base import View
 from contracts.exchange import CatExchangeView, ExchangeView
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.leased_cache import LeasedCache, connect
 from contracts.symbol import SymbolView
 from service.base import Base
 from service.config import LibrarySettings
 from service.models import CatExchange, Exchange, Symbol
 from service.observability import CACHE_REQUESTS
-from service.outbox import stale_keys
+from service.outbox import pending_stale_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,17 +57,11 @@ _KEYS_OF_EXCHANGE_METHODS: Final[Mapping[str, Key]] = {
 _QUERY_SECONDS: Final = 60.0
 """How long the answer of a method of one's own is kept: no event tells what makes it stale."""
 
-_VOUCH_MS: Final = 3_000
-_VOUCH_SECONDS: Final = 1.0
 _BROKEN: Final = (RedisError, OSError, TimeoutError)
 
 
 class CacheManager:
     """The cache of this process, on the Redis of its environment."""
-
-    def __init__(self) -> None:
-        self._checked = float("-inf")
-        self._is_vouched_for = False
 
     @cached_property
     def settings(self) -> LibrarySettings:
@@ -95,25 +89,6 @@ class CacheManager:
             await self.redis_client.aclose()
         for name in ("values", "redis_client", "settings"):
             vars(self).pop(name, None)
-        self._checked = float("-inf")
-
-    async def get(self, key: str, load: Callable[[], Awaitable[bytes]], *, ttl: float | None = None) -> bytes:
-        """The value of a logical key, loaded if there is none, or if nobody vouches for the cache."""
-        if not await self.is_kept_fresh():
-            CACHE_REQUESTS.labels(result="bypass").inc()
-            return await load()
-        return await self.values.get(key, load, ttl=ttl)
-
-    async def is_kept_fresh(self) -> bool:
-        """Whether a service removes what becomes stale, as of at most a second ago."""
-        now = asyncio.get_running_loop().time()
-        if now - self._checked >= _VOUCH_SECONDS:
-            self._checked = now
-            try:
-                self._is_vouched_for = bool(await self.redis_client.exists(_voucher(self.settings.cache_namespace)))
-            except _BROKEN:
-                self._is_vouched_for = False
-        return self._is_vouched_for
 
     def cache_on_symbol_methods(self, method: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """The method, read through the cache: under the manual's key, or for a minute if it is one of your own.
@@ -139,17 +114,26 @@ class CacheManager:
         async def cached(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            session = getattr(bound.arguments.pop("self", None), "session", None)
-            arguments = list(bound.arguments.values())
+            owner = bound.arguments.get("self")
+            session = getattr(owner, "session", None)
+            arguments = [value for parameter, value in bound.arguments.items() if parameter != "self"]
             key = keys[name](*arguments) if name in keys else cache_keys.query(kind, method.__qualname__, arguments)
             if session is not None and not _reads_through(session, key):
                 return await method(*args, **kwargs)
             adapter, has_models = _adapter(method)
 
             async def load() -> bytes:
-                return adapter.dump_json(adapter.validate_python(await method(*args, **kwargs)))
+                if session is None:
+                    return adapter.dump_json(adapter.validate_python(await method(*args, **kwargs)))
+                # The caller's session still holds rows as it has read them before; what is cached is read anew.
+                async with AsyncSession(session.bind) as fresh:
+                    reader: Any = copy(owner)
+                    reader.session = fresh
+                    bound.arguments["self"] = reader
+                    return adapter.dump_json(adapter.validate_python(await method(*bound.args, **bound.kwargs)))
 
-            value = adapter.validate_json(await self.get(key, load, ttl=None if name in keys else _QUERY_SECONDS))
+            ttl = None if name in keys else _QUERY_SECONDS
+            value = adapter.validate_json(await self.values.get(key, load, ttl=ttl))
             result: R = _as_models(value) if has_models else value
             return result
 
@@ -197,19 +181,10 @@ class CachingSession(AsyncSession):
 
     async def commit(self) -> None:
         """Commit; then nobody reads the older values any more."""
-        made_stale = stale_keys(self)
+        made_stale = pending_stale_keys(self)
         await super().commit()
         if made_stale:
             await cache_manager.invalidate(made_stale)
-
-
-async def vouch(redis: Redis, namespace: str, is_current: Callable[[], bool]) -> None:
-    """Tell programs that use the library, for as long as it is so, that what is stale is removed from the cache."""
-    while True:
-        if is_current():
-            with suppress(*_BROKEN):
-                await redis.set(_voucher(namespace), b"1", px=_VOUCH_MS)
-        await asyncio.sleep(_VOUCH_SECONDS)
 
 
 def keys_of_symbol(symbol_id: int, symbol: str, cat_ex_id: int) -> list[str]:
@@ -221,13 +196,9 @@ def keys_of_symbol(symbol_id: int, symbol: str, cat_ex_id: int) -> list[str]:
     ]
 
 
-def _voucher(namespace: str) -> str:
-    return physical_name(namespace, "kept_fresh")
-
-
 def _reads_through(session: AsyncSession, key: str) -> bool:
     """Whether the session may be answered from the cache: not about what it has changed itself."""
-    return isinstance(session, CachingSession) and key not in stale_keys(session)
+    return isinstance(session, CachingSession) and key not in pending_stale_keys(session)
 
 
 @cache

@@ -1,17 +1,19 @@
 """Symbols."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
 
 from contracts import cache_keys
 from contracts.base import refusal_of
 from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolFields, SymbolView
 from service.cache import cache_manager, detached, keys_of_symbol
-from service.database import get_async_session
+from service.database import build_session_maker, get_async_session, get_engine
 from service.errors import is_transient
 from service.models import Symbol
 from service.repositories import SymbolRepository
@@ -19,6 +21,7 @@ from service.repositories import SymbolRepository
 log = structlog.get_logger()
 
 _SYMBOLS = TypeAdapter(list[SymbolView])
+_LAST_KNOWN_SECONDS = 7 * 86_400
 
 
 async def bulk_create_symbols(symbols_data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,12 +53,8 @@ async def bulk_create_symbols(symbols_data: Sequence[Mapping[str, Any]]) -> dict
 async def warm_symbol_cache(exchange_id: int) -> int:
     """Cache the list of a catalog exchange and each of its symbols; gives the number of symbols.
 
-    Two statements and a few round trips to Redis for any number of them. Nothing is cached, and the answer is 0,
-    while no service vouches for the cache.
+    Two statements and a few round trips to Redis for any number of them.
     """
-    if not await cache_manager.is_kept_fresh():
-        log.warning("cache_not_warmed", cat_ex_id=exchange_id, reason="no service keeps the cache fresh")
-        return 0
     listed = await _symbols_in_database(exchange_id)
     keys = [key for symbol in listed for key in keys_of_symbol(symbol.symbol_id, symbol.symbol, exchange_id)]
 
@@ -76,30 +75,40 @@ async def warm_symbol_cache(exchange_id: int) -> int:
 
 
 async def _symbols_in_database(cat_ex_id: int) -> list[SymbolView]:
-    async with get_async_session() as session:
-        # The method itself, past the cache.
-        symbols = await SymbolRepository.get_by_exchange_id.__wrapped__(SymbolRepository(session), cat_ex_id)  # type: ignore[attr-defined]
-    return _SYMBOLS.validate_python(symbols)
+    # Not one of `get_async_session`, which would ask the cache.
+    async with build_session_maker(get_engine())() as session:
+        return _SYMBOLS.validate_python(await SymbolRepository(session).get_by_exchange_id(cat_ex_id))
 
 
 async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:
-    """The symbols of a catalog exchange; with the database away, as they were cached last.
+    """The symbols of a catalog exchange; with the database away, as this function has seen them last.
 
-    ``unavailable`` if they cannot be had either way: an empty list means that there are none.
+    Last means within a week, by whatever process. ``unavailable`` if they cannot be had either way: an empty list
+    means that there are none.
     """
     try:
         async with get_async_session() as session:
-            return await SymbolRepository(session).get_by_exchange_id(exchange_id)
+            symbols = await SymbolRepository(session).get_by_exchange_id(exchange_id)
     except Exception as error:
         if not is_transient(error):
             raise
-        log.warning("database_away", cat_ex_id=exchange_id, error=type(error).__name__)
+        log.warning("database_away", cat_ex_id=exchange_id, error=type(error).__name__, answer="last known")
         return await _last_known(exchange_id)
+    with suppress(RedisError, OSError, TimeoutError):
+        copy = _SYMBOLS.dump_json(_SYMBOLS.validate_python(symbols))
+        await cache_manager.redis_client.setex(_name_of_last_known(exchange_id), _LAST_KNOWN_SECONDS, copy)
+    return symbols
 
 
 async def _last_known(cat_ex_id: int) -> list[Symbol]:
-    async def load() -> bytes:
-        raise Refusal(ErrorCode.UNAVAILABLE, "neither the database nor the cache has the symbols", retryable=True)
+    copy = None
+    with suppress(RedisError, OSError, TimeoutError):
+        copy = await cache_manager.redis_client.get(_name_of_last_known(cat_ex_id))
+    if copy is None:
+        raise Refusal(ErrorCode.UNAVAILABLE, "neither the database nor Redis has the symbols", retryable=True)
+    return [detached(Symbol, view) for view in _SYMBOLS.validate_json(copy)]
 
-    value = await cache_manager.values.get(cache_keys.symbols_of_exchange(cat_ex_id), load)
-    return [detached(Symbol, view) for view in _SYMBOLS.validate_json(value)]
+
+def _name_of_last_known(cat_ex_id: int) -> str:
+    """Beside the cache, of which nothing is given out that may be stale."""
+    return f"{cache_manager.settings.cache_namespace}:last_known:{cache_keys.symbols_of_exchange(cat_ex_id)}"

@@ -63,7 +63,7 @@ async def get_user_trading_summary(uid: int) -> dict[str, Any] | None:
             found = await TradeRepository(session).get_user_trading_summary(uid)
         return b"null" if found is None else UserTradingSummary.model_validate(found).model_dump_json().encode()
 
-    value = await cache_manager.get(cache_keys.trading_summary(uid), load, ttl=_SUMMARY_SECONDS)
+    value = await cache_manager.values.get(cache_keys.trading_summary(uid), load, ttl=_SUMMARY_SECONDS)
     if value == b"null":
         return None
     summary = UserTradingSummary.model_validate_json(value)
