@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import delete, select
 
 from contracts import Lookup, new_key_pair
@@ -39,15 +40,17 @@ from service import (
     cache_manager,
     dispose_engine,
     get_async_session,
-    get_async_session_maker,
+    get_engine,
 )
 from service.base import Base
-from service.database import SessionMaker
+from service.config import LibrarySettings
+from service.database import SessionMaker, build_session_maker
 from service.executor import Executor
 from service.lookup_server import LookupServer
 from service.models import OutboxEvent, Simulation
 from service.publisher import Publisher
 from service.repositories import AccountRepository, TickRepository
+from service.vault import Vault
 from tests.builders import Desk, Direct, a_desk
 from tests.fresh import execute, with_path
 from tests.manual.checklist import ROWS
@@ -70,7 +73,9 @@ class Claim:
     @property
     def state(self) -> str:
         """What became of it, the worst of its cases."""
-        states = [outcome if outcome != "passed" else "differs" if self.differs else "holds" for outcome in self.outcomes]
+        states = [
+            outcome if outcome != "passed" else "differs" if self.differs else "holds" for outcome in self.outcomes
+        ]
         return min(states, key=_WORST_FIRST.index, default="not run")
 
 
@@ -170,7 +175,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("the manual, row by row")
         widths = [max(len(line[column]) for line in lines) for column in ("row", "name", "state")]
         for line in lines:
-            cells = (line[column].ljust(width) for column, width in zip(("row", "name", "state"), widths, strict=True))
+            cells = (
+                line[column].ljust(width) for column, width in zip(("row", "name", "state"), widths, strict=True)
+            )
             terminalreporter.write_line("  ".join([*cells, line["reason"]]).rstrip())
         states = [line["state"] for line in lines]
         counted = ", ".join(f"{states.count(state)} {state}" for state in _WORST_FIRST[::-1] if state in states)
@@ -207,7 +214,7 @@ async def emptied_database(manual_database: str) -> str:
 
     Emptying one takes a tenth of the time of making one, which counts with hundreds of short tests.
     """
-    deletes = [f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)]
+    deletes = [f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)]  # noqa: S608 - of names of tables
     restart = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
     await execute(manual_database, "; ".join([*deletes, restart]))
     return manual_database
@@ -330,7 +337,9 @@ async def furnished(market: Market) -> Furnished:
         dry_trade = await trades.save_dry_trade({**ids, "side": "buy", "size": 1, "price": 100, "roi": 5})
         accounts = AccountRepository(session)
         await accounts.upsert_balances(ids["ex_id"], [{"currency": "USDT", "free": 90, "used": 10}], noon)
-        await accounts.upsert_positions(ids["ex_id"], [{"symbol_id": ids["symbol_id"], "volume": 1, "price": 9}], noon)
+        await accounts.upsert_positions(
+            ids["ex_id"], [{"symbol_id": ids["symbol_id"], "volume": 1, "price": 9}], noon
+        )
         await TickRepository(session).record_ticks([{"symbol_id": ids["symbol_id"], "price": 9, "timestamp": noon}])
     return Furnished(market, order, trade, dry_trade, strategy, feed, log, simulation)
 
@@ -338,7 +347,7 @@ async def furnished(market: Market) -> Furnished:
 @pytest.fixture
 def sessions(library: None) -> SessionMaker:
     """Sessions on the database of this test, as the service has them."""
-    return get_async_session_maker()
+    return build_session_maker(get_engine(), Vault.of(LibrarySettings.read()))
 
 
 @pytest.fixture
@@ -357,12 +366,23 @@ async def desk(direct: Direct) -> Desk:
     return await a_desk(direct)
 
 
+def _relied_on(redis: Redis) -> LeasedCache:
+    """A cache that is used, as it is beside a service that keeps it fresh."""
+    return LeasedCache(redis, namespace="persistence")
+
+
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[LeasedCache]:
     """A cache as the service has one."""
     redis = connect(redis_url, timeout=2)
-    yield LeasedCache(redis, namespace="persistence")
+    yield _relied_on(redis)
     await redis.aclose()
+
+
+@pytest.fixture
+def relied_on(library: None) -> None:
+    """The library reads through the cache."""
+    cache_manager.values = _relied_on(cache_manager.redis_client)
 
 
 @pytest.fixture

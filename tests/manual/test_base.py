@@ -80,9 +80,7 @@ async def test_create_converts_the_role(library: None) -> None:
         admin_user = await user_repo.create(
             {"mail": "admin@company.com", "password": "0" * 64, "role": "ADMIN", "name": "Admin", "lastname": "User"}
         )
-        regular_user = await user_repo.create(
-            {"mail": "user@company.com", "manager": admin_user.uid, "role": "USER"}
-        )
+        regular_user = await user_repo.create({"mail": "user@company.com", "manager": admin_user.uid, "role": "USER"})
 
     assert (admin_user.role, admin_user.name, admin_user.lastname) == ("ADMIN", "Admin", "User")
     assert (regular_user.role, regular_user.manager) == ("USER", admin_user.uid)

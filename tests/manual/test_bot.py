@@ -190,14 +190,16 @@ async def test_get_bot_params_is_a_dictionary(furnished: Furnished) -> None:
     assert (params["name"], params["strategies"][0]["params"]) == ("Scalping Bot V1", {"period": "20"})
 
 
-@pytest.mark.manual("R31", "get_trading_currency", differs="X30: exchange_id is the account, not the catalog exchange")
+@pytest.mark.manual(
+    "R31", "get_trading_currency", differs="X30: exchange_id is the account, not the catalog exchange"
+)
 async def test_get_trading_currency_is_per_account(market: Market) -> None:
     async with get_async_session() as session:
         bot_repo = BotRepository(session)
 
-        assert await bot_repo.get_trading_currency(
-            bot_id=market.bot.bot_id, exchange_id=market.exchange.ex_id
-        ) == "USDT"
+        assert (
+            await bot_repo.get_trading_currency(bot_id=market.bot.bot_id, exchange_id=market.exchange.ex_id) == "USDT"
+        )
         assert await bot_repo.get_trading_currency(market.bot.bot_id, 999) is None
 
 
@@ -282,9 +284,7 @@ async def test_save_simulation_replaces_one_of_the_same_name(market: Market) -> 
     async with get_async_session() as session:
         bot_repo = BotRepository(session)
         result = await bot_repo.save_simulation({"bot_id": market.bot.bot_id, **SIMULATION})
-        again = await bot_repo.save_simulation(
-            {"bot_id": market.bot.bot_id, **SIMULATION, "final_balance": 12000.5}
-        )
+        again = await bot_repo.save_simulation({"bot_id": market.bot.bot_id, **SIMULATION, "final_balance": 12000.5})
 
     assert (result.simulation_id, result.total_trades) == (again.simulation_id, 156)
     assert again.final_balance == Decimal("12000.5")

@@ -62,7 +62,9 @@ async def test_the_trading_summary_lives_for_an_hour(server: LookupServer, marke
     assert 0.89 * 3_600 < await lifetime(redis_url, f"user:trading_summary:{market.user.uid}") <= 3_600
 
 
-@pytest.mark.manual("C4", "DB_* and further CACHE_*", differs="X50: settings of its own; the prefix is CACHE_NAMESPACE")
+@pytest.mark.manual(
+    "C4", "DB_* and further CACHE_*", differs="X50: settings of its own; the prefix is CACHE_NAMESPACE"
+)
 def test_database_and_cache_are_set_by_parts(environment: pytest.MonkeyPatch) -> None:
     password = "p@ss/w:rd#" + secrets.token_hex(2)
     for name in ("DATABASE_URL", "REDIS_URL"):
@@ -84,7 +86,14 @@ def test_database_and_cache_are_set_by_parts(environment: pytest.MonkeyPatch) ->
 
 @pytest.mark.manual("C5", "RABBITMQ_URL and what else messages need")
 def test_messaging_is_set_too(environment: pytest.MonkeyPatch) -> None:
-    names = {"rabbitmq_prefetch", "batch_size", "publish_timeout", "relay_poll_interval", "sealing_key", "storage_keys"}
+    names = {
+        "rabbitmq_prefetch",
+        "batch_size",
+        "publish_timeout",
+        "relay_poll_interval",
+        "sealing_key",
+        "storage_keys",
+    }
 
     assert names <= set(Settings.model_fields)
     environment.delenv("RABBITMQ_URL")

@@ -5,15 +5,17 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import uvloop
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import func, select, text
 from sqlalchemy import inspect as columns_of
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.testing import capture_logs
 
 from contracts import (
     AddBot,
@@ -24,7 +26,6 @@ from contracts import (
     AddSymbols,
     AddUser,
     ClaimPendingOrders,
-    CreateOrder,
     DeleteBot,
     DeleteUser,
     EditBot,
@@ -32,14 +33,12 @@ from contracts import (
     ExchangeUpdates,
     FillOrder,
     GetBotsWithDetails,
-    GetSymbol,
+    GetSymbolById,
     GetSymbolsByExchange,
     GetTradesPaginated,
     GetUser,
     GetUserByEmail,
     GetUserTradingStats,
-    InstallExchange,
-    ModifyUser,
     RecordTrade,
     Refusal,
     SearchUsers,
@@ -47,17 +46,14 @@ from contracts import (
     SetUserActive,
     SymbolExists,
     SymbolFields,
-    SymbolUpdates,
     ToggleActive,
     UpdateExchange,
     UpdateOrderStatus,
     UpdatePassword,
-    UpdateSymbol,
-    UserUpdates,
     cache_keys,
     seal,
 )
-from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, Command, View
+from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, View
 from contracts.leased_cache import LeasedCache, connect, physical_name
 from contracts.sealing import is_secret_name
 from service import (
@@ -71,21 +67,28 @@ from service import (
     TradeRepository,
     User,
     UserRepository,
+    cache_manager,
+    create_database_url,
     get_async_session,
     get_engine,
+    run_with_uvloop,
+    setup_uvloop,
+    warm_symbol_cache,
 )
 from service.base import Base
+from service.config import LibrarySettings
 from service.database import SessionMaker, build_engine, build_session_maker
 from service.errors import constraint_of, is_transient, reason, refusal_for
 from service.executor import Executor
 from service.lookup_server import LookupServer
-from service.models import BotExchange, DeadLetter, OutboxEvent, Strategy
+from service.models import BotExchange, DeadLetter, Strategy
 from service.received import Received
 from service.registry import Handler
 from tests.builders import Desk, Direct, a_desk, counted_statements, received
-from tests.manual.conftest import Market, a_market, asked, stale_keys
+from tests.manual.conftest import Market, asked, stale_keys
 from tests.observe import refusal
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$" + "a" * 43
 
 
@@ -138,7 +141,9 @@ async def test_no_secret_is_in_dictionaries_views_and_events(market: Market) -> 
     answers = [*open_to_all, *(command.answer_type() for command in COMMAND_TYPES.values())]
     shown = {view for answer in answers for view in views_in(answer)}
     announced = {view for event in EVENT_TYPES.values() for view in views_in(event.view_type())}
-    named = {f"{view.__name__}.{name}" for view in shown | announced for name in view.model_fields if is_secret_name(name)}
+    named = {
+        f"{view.__name__}.{name}" for view in shown | announced for name in view.model_fields if is_secret_name(name)
+    }
     assert named <= {"ExchangeView.has_credentials", "SealingKeyView.public_key"}
 
 
@@ -301,7 +306,11 @@ def test_outages_are_told_from_errors() -> None:
         ConnectionRefusedError(),
         TimeoutError(),
     ]
-    errors = [IntegrityError("", None, _DriverError("23505")), DBAPIError("", None, _DriverError("22001")), KeyError()]
+    errors = [
+        IntegrityError("", None, _DriverError("23505")),
+        DBAPIError("", None, _DriverError("22001")),
+        KeyError(),
+    ]
 
     assert [is_transient(error) for error in outages] == [True] * len(outages)
     assert [is_transient(error) for error in errors] == [False] * len(errors)
@@ -322,6 +331,25 @@ async def test_the_field_at_fault_is_named(direct: Direct, executor: Executor) -
     ]
 
 
+@pytest.mark.manual("X17", "caching that is asynchronous")
+async def test_cached_methods_are_awaited(relied_on: None, market: Market) -> None:
+    async with get_async_session() as session:
+        symbol_repo = SymbolRepository(session)
+        first = await symbol_repo.get_by_symbol("BTC/USDT", market.catalog.cat_ex_id)
+        with counted_statements(get_engine()) as sent:
+            second = await symbol_repo.get_by_symbol("BTC/USDT", market.catalog.cat_ex_id)
+
+    assert first is not None
+    assert second is not None
+    assert (first.to_dict(), sent) == (second.to_dict(), [])
+
+    def blocking(param: str) -> list[str]:
+        return [param]
+
+    with pytest.raises(TypeError, match="not asynchronous"):
+        cache_manager.cache_on_symbol_methods(blocking)  # type: ignore[arg-type]
+
+
 @pytest.mark.manual("X18", "cached values are JSON")
 async def test_a_cached_value_is_the_view_as_json(server: LookupServer, market: Market, redis_url: str) -> None:
     answer = await asked(server, GetSymbolsByExchange(cat_ex_id=market.catalog.cat_ex_id))
@@ -330,13 +358,16 @@ async def test_a_cached_value_is_the_view_as_json(server: LookupServer, market: 
     held = await redis.get(physical_name("persistence", f"symbols:exchange:{market.catalog.cat_ex_id}"))
     await redis.aclose()
     # In front of the value stands what tells it from a lease.
-    assert held is not None
-    assert json.loads(held[17:]) == answer == [answer[0]]
+    assert isinstance(held, bytes)
+    assert json.loads(held[held.index(b"[") :]) == answer
+    assert [symbol["symbol"] for symbol in answer] == ["BTC/USDT"]
 
 
 @pytest.mark.manual("X19", "unavailable is not empty")
 async def test_a_lookup_says_so_when_the_database_is_away(settings: Any, cache: LeasedCache) -> None:
-    away = build_engine(settings.model_copy(update={"database_url": type(settings.database_url)("postgresql://127.0.0.1:1/x")}))
+    away = build_engine(
+        settings.model_copy(update={"database_url": type(settings.database_url)("postgresql://127.0.0.1:1/x")})
+    )
     server = LookupServer(build_session_maker(away), cache, None)  # type: ignore[arg-type]
 
     reply = json.loads(await server.reply(Received(command="get_symbols_by_exchange", body=b'{"cat_ex_id": 1}')))
@@ -417,9 +448,7 @@ async def test_rows_outlive_their_session(market: Market) -> None:
 
 @pytest.mark.manual("X28", "feeds belong to a bot")
 async def test_a_feed_needs_a_bot_and_no_strategy(direct: Direct, desk: Desk, server: LookupServer) -> None:
-    feed = await direct.call(
-        AddFeedToBot(bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe="1m")
-    )
+    feed = await direct.call(AddFeedToBot(bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe="1m"))
     [details] = await asked(server, GetBotsWithDetails(bot_ids=[desk.bot.bot_id]))
 
     assert (feed.bot_id, feed.str_id) == (desk.bot.bot_id, None)
@@ -507,6 +536,22 @@ async def test_both_owners_of_an_account_are_named(direct: Direct, desk: Desk, s
     assert owners | {cache_keys.exchange_params(account.ex_id)} <= set(await stale_keys(sessions))
 
 
+@pytest.mark.manual("X35", "warming takes two statements per catalog")
+async def test_warming_many_symbols_takes_no_more_statements(relied_on: None, market: Market) -> None:
+    async def warmed() -> tuple[int, int]:
+        with counted_statements(get_engine()) as sent:
+            return await warm_symbol_cache(market.catalog.cat_ex_id), len(sent)
+
+    one, for_one = await warmed()
+    async with get_async_session() as session:
+        listed = [{"symbol": f"S{i}/USDT", "exchange_id": market.catalog.cat_ex_id} for i in range(50)]
+        await SymbolRepository(session).add_symbols(listed)
+    many, for_many = await warmed()
+
+    assert (one, many) == (1, 51)
+    assert for_one == for_many == 2
+
+
 @pytest.mark.manual("X37", "instants have an offset")
 async def test_naive_instants_are_refused_in_messages(direct: Direct, desk: Desk) -> None:
     with pytest.raises(ValidationError):
@@ -526,7 +571,13 @@ async def test_naive_instants_are_refused_in_messages(direct: Direct, desk: Desk
 
 @pytest.mark.manual("X38", "one word per status")
 async def test_spellings_are_taken_for_the_word_they_mean(direct: Direct, desk: Desk) -> None:
-    meant = {"Canceled": "cancelled", "Cancel": "cancelled", "FILLED": "filled", "Open": "open", "REJECTED": "rejected"}
+    meant = {
+        "Canceled": "cancelled",
+        "Cancel": "cancelled",
+        "FILLED": "filled",
+        "Open": "open",
+        "REJECTED": "rejected",
+    }
     for said, word in meant.items():
         order = await direct.call(desk.order(side="Buy", order_type="Market", status="New", price=None))
         assert (order.side, order.order_type, order.status) == ("buy", "market", "pending")
@@ -590,9 +641,7 @@ async def test_wildcards_mean_themselves(direct: Direct, executor: Executor, ser
 @pytest.mark.manual("X44", "no cartesian product")
 async def test_collections_are_loaded_side_by_side(direct: Direct, desk: Desk, sessions: SessionMaker) -> None:
     for timeframe in ("1m", "5m", "1h"):
-        await direct.call(
-            AddFeedToBot(bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe=timeframe)
-        )
+        await direct.call(AddFeedToBot(bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe=timeframe))
     async with sessions() as session:
         with counted_statements(get_engine()) as sent:
             [bot] = await BotRepository(session).get_bots_with_details([desk.bot.bot_id])
@@ -633,10 +682,55 @@ async def test_averages_are_named_for_what_they_are(direct: Direct, desk: Desk, 
     }
 
 
+@pytest.mark.manual("X47", "uvloop from the start of a process")
+async def test_a_running_loop_stays_what_it_is() -> None:
+    @run_with_uvloop
+    async def main() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    with capture_logs() as logs:
+        setup_uvloop()
+    with pytest.raises(RuntimeError, match="runs already"):
+        main()
+
+    assert [entry["event"] for entry in logs] == ["not_on_uvloop"]
+    assert isinstance(await asyncio.to_thread(main), uvloop.Loop)
+
+
+@pytest.mark.manual("X48", "a budget of connections")
+async def test_many_lookups_share_few_connections(
+    library: None, monkeypatch: pytest.MonkeyPatch, cache: LeasedCache
+) -> None:
+    few = LibrarySettings.read().model_copy(update={"db_pool_size": 2, "db_pool_max_overflow": 0})
+    engine = build_engine(few)
+    server = LookupServer(build_session_maker(engine), cache, None)  # type: ignore[arg-type]
+
+    answers = await asyncio.gather(*(asked(server, GetSymbolById(symbol_id=number)) for number in range(1, 60)))
+
+    opened = engine.pool.checkedin() + engine.pool.checkedout()  # type: ignore[attr-defined]
+    await engine.dispose()
+    assert (answers, opened) == ([None] * 59, 2)
+    assert "size + overflow, times instances, must stay below `max_connections`" in README
+
+
+@pytest.mark.manual("X50", "settings of its own, URLs with any password")
+async def test_a_password_of_any_characters_is_escaped(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with get_engine().connect() as connection:
+        assert await connection.scalar(text("SHOW application_name")) == "persistence"
+    monkeypatch.delenv("DATABASE_URL")
+    for name, value in {"DB_USER": "b@t", "DB_PASSWORD": "p@ss/w:rd#%", "DB_HOST": "db", "DB_NAME": "fullon"}.items():
+        monkeypatch.setenv(name, value)
+
+    url = create_database_url()
+
+    assert (url.username, url.password, url.host, url.database) == ("b@t", "p@ss/w:rd#%", "db", "fullon")
+    assert "p@ss" not in str(url)
+
+
 @pytest.mark.manual("X51", "columns that are long enough")
 def test_columns_take_what_there_is_in_the_world() -> None:
     lengths = {
-        name: columns_of(model).columns[name].type.length
+        name: getattr(model, name).type.length
         for model, name in ((User, "phone"), (Symbol, "symbol"), (Strategy, "size_currency"), (User, "f2a"))
     }
 
@@ -651,7 +745,9 @@ async def test_a_bot_trades_for_real_only_with_an_account(direct: Direct, desk: 
 
     assert (bot.active, bot.dry_run) == (False, False)
     assert (live.code, live.field) == (ErrorCode.CONFLICT, "active")
-    assert (await direct.call(EditBot.model_validate({"bot_id": desk.bot.bot_id, "updates": {"active": True}}))).active
+    assert (
+        await direct.call(EditBot.model_validate({"bot_id": desk.bot.bot_id, "updates": {"active": True}}))
+    ).active
 
 
 @pytest.mark.manual("X53", "many rows in one statement")
@@ -660,10 +756,7 @@ async def test_a_hundred_symbols_take_as_many_statements_as_one(market: Market) 
         async with get_async_session() as session:
             with counted_statements(get_engine()) as sent:
                 await SymbolRepository(session).add_symbols(
-                    [
-                        {"symbol": f"{prefix}{i}/USDT", "exchange_id": market.catalog.cat_ex_id}
-                        for i in range(number)
-                    ]
+                    [{"symbol": f"{prefix}{i}/USDT", "exchange_id": market.catalog.cat_ex_id} for i in range(number)]
                 )
             return len(sent)
 

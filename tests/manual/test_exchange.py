@@ -41,7 +41,9 @@ async def test_get_exchanges_by_user_gives_theirs(market: Market) -> None:
     assert [exchange.ex_id for exchange in user_exchanges] == [market.exchange.ex_id]
 
 
-@pytest.mark.manual("R42", "get_exchange_params", differs="X31: those of the catalog, and over them the account's own")
+@pytest.mark.manual(
+    "R42", "get_exchange_params", differs="X31: those of the catalog, and over them the account's own"
+)
 async def test_get_exchange_params_are_laid_over_the_catalogs(market: Market) -> None:
     ex_id = market.exchange.ex_id
     async with get_async_session() as session:

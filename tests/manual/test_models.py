@@ -42,7 +42,7 @@ from service import (
 from service.base import Base
 from service.models import ExchangeCredential, ExchangeHistory, Simulation, Tick
 from tests.manual.checklist import row
-from tests.manual.conftest import Furnished, Market, a_market
+from tests.manual.conftest import Furnished, Market
 
 REFUSED = (DBAPIError, Refusal)
 BCRYPT = "$2b$12$" + "a" * 53
@@ -101,7 +101,9 @@ _SAME = object()
             differs="X43: an address is taken in any case",
         ),
         row("U5", User, {"role": "ADMIN"}, {"role": RoleEnum.ADMIN}, [{"role": "ROOT"}]),
-        row("U6", User, {"name": "n" * 50, "lastname": "l" * 50}, _SAME, [{"name": "n" * 51}, {"lastname": "l" * 51}]),
+        row(
+            "U6", User, {"name": "n" * 50, "lastname": "l" * 50}, _SAME, [{"name": "n" * 51}, {"lastname": "l" * 51}]
+        ),
         row(
             "U7",
             User,
@@ -151,7 +153,13 @@ _SAME = object()
         ),
         row("O6", Order, {"order_type": "stop"}, _SAME, [{"order_type": "sideways"}]),
         row("O7", Order, {"status": "cancelled"}, _SAME, [{"status": "vanished"}]),
-        row("T3", Trade, {"ex_trade_id": "BINANCE_TRADE_789"}, _SAME, [{"ex_trade_id": "BINANCE_TRADE_789", "size": 2}]),
+        row(
+            "T3",
+            Trade,
+            {"ex_trade_id": "BINANCE_TRADE_789"},
+            _SAME,
+            [{"ex_trade_id": "BINANCE_TRADE_789", "size": 2}],
+        ),
         row(
             "T4",
             Trade,
@@ -186,9 +194,7 @@ async def test_keeps_what_it_is_given_and_refuses_what_is_none(
                 await made(session, market, model, values)
 
 
-@pytest.mark.parametrize(
-    "model", [row("U12", User), row("B6", Bot), row("O8", Order), row("T7", Trade)]
-)
+@pytest.mark.parametrize("model", [row("U12", User), row("B6", Bot), row("O8", Order), row("T7", Trade)])
 async def test_stands_for_a_moment_in_utc(market: Market, model: type[Any]) -> None:
     noon = datetime(2024, 1, 1, 12, tzinfo=UTC)
     async with get_async_session() as session:
@@ -364,7 +370,11 @@ async def test_a_users_bots_have_names_of_their_own(market: Market) -> None:
             },
         ),
         row(
-            "Y7", Symbol, "symbol_id", {"cat_exchange": CatExchange}, {"orders": Order, "trades": Trade, "ticks": Tick}
+            "Y7",
+            Symbol,
+            "symbol_id",
+            {"cat_exchange": CatExchange},
+            {"orders": Order, "trades": Trade, "ticks": Tick},
         ),
     ],
 )
@@ -394,7 +404,9 @@ async def test_an_account_has_an_owner_who_exists(market: Market) -> None:
 
 
 @pytest.mark.manual(
-    "E6", "api_key, api_secret, passphrase", differs="X4: sealed by the sender, in a table of their own, of any length"
+    "E6",
+    "api_key, api_secret, passphrase",
+    differs="X4: sealed by the sender, in a table of their own, of any length",
 )
 async def test_credentials_are_sealed_and_come_back_sealed(market: Market, keys: tuple[str, str]) -> None:
     private, public = keys
@@ -458,7 +470,7 @@ async def test_a_dry_trade_looks_like_a_trade(furnished: Furnished) -> None:
     columns = {"bot_id", "uid", "ex_id", "symbol_id", "side", "size", "price", "fee", "fee_currency", "timestamp"}
 
     assert columns <= {column.key for column in inspect(DryTrade).column_attrs}
-    assert (dry_trade.trade_id, dry_trade.cost, dry_trade.roi) == (dry_trade.dry_trade_id, 100, 5)
+    assert (dry_trade.trade_id, dry_trade.cost, dry_trade.roi) == (dry_trade.dry_trade_id, Decimal(100), Decimal(5))
 
 
 @pytest.mark.manual("M-BotExchange", "BotExchange")
@@ -470,7 +482,7 @@ async def test_a_bot_and_an_account_are_linked_with_limits(market: Market) -> No
         )
 
     assert (link.bot_id, link.exchange_id) == (market.bot.bot_id, market.exchange.ex_id)
-    assert (link.trading_currency, link.max_exposure) == ("USDT", 10000)
+    assert (link.trading_currency, link.max_exposure) == ("USDT", Decimal(10000))
 
 
 @pytest.mark.manual("M-Feed", "Feed")
@@ -500,7 +512,7 @@ async def test_a_log_entry_is_a_message_at_a_time(market: Market) -> None:
 async def test_a_simulation_has_its_figures(furnished: Furnished) -> None:
     simulation = furnished.simulation
 
-    assert (simulation.initial_balance, simulation.final_balance) == (10000, 11250)
+    assert (simulation.initial_balance, simulation.final_balance) == (Decimal(10000), Decimal(11250))
     assert (simulation.total_trades, simulation.win_rate, simulation.sharpe_ratio) == (156, 0.67, 1.43)
     assert simulation.timestamp is not None
 
@@ -533,7 +545,7 @@ async def test_a_balance_is_free_and_used(furnished: Furnished) -> None:
     async with get_async_session() as session:
         balance = await session.get_one(Balance, (furnished.market.exchange.ex_id, "USDT"))
 
-    assert (balance.free, balance.used, balance.total) == (90, 10, 100)
+    assert (balance.free, balance.used, balance.total) == (Decimal(90), Decimal(10), Decimal(100))
 
 
 @pytest.mark.manual("M-Position", "Position")
@@ -542,7 +554,7 @@ async def test_a_position_has_a_side_and_a_price(furnished: Furnished) -> None:
         key = (furnished.market.exchange.ex_id, furnished.market.symbol.id)
         position = await session.get_one(Position, key)
 
-    assert (position.side, position.volume, position.price) == ("long", 1, 9)
+    assert (position.side, position.volume, position.price) == ("long", Decimal(1), Decimal(9))
 
 
 @pytest.mark.manual("M-ExchangeHistory", "ExchangeHistory")
@@ -551,7 +563,7 @@ async def test_a_change_of_a_balance_is_history(furnished: Furnished) -> None:
         [entry] = await session.scalars(select(ExchangeHistory))
 
     assert (entry.ex_id, entry.uid) == (furnished.market.exchange.ex_id, furnished.market.user.uid)
-    assert (entry.currency, entry.balance) == ("USDT", 100)
+    assert (entry.currency, entry.balance) == ("USDT", Decimal(100))
 
 
 @pytest.mark.manual("M-Tick", "Tick")
@@ -559,7 +571,7 @@ async def test_a_tick_is_a_price_at_a_time(furnished: Furnished) -> None:
     async with get_async_session() as session:
         [tick] = await session.scalars(select(Tick))
 
-    assert (tick.symbol_id, tick.price) == (furnished.market.symbol.id, 9)
+    assert (tick.symbol_id, tick.price) == (furnished.market.symbol.id, Decimal(9))
     assert tick.timestamp == datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 

@@ -27,7 +27,7 @@ async def test_create_places_the_manuals_order(market: Market) -> None:
             }
         )
 
-    assert (order.size, order.price, order.status) == (Decimal("0.001"), 45000, "pending")
+    assert (order.size, order.price, order.status) == (Decimal("0.001"), Decimal(45000), "pending")
 
 
 @pytest.mark.manual("R61", "update_status", differs="X39: what is over stays over, whatever arrives late")

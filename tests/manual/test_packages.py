@@ -13,13 +13,29 @@ from service import BaseRepository, BotRepository, RoleEnum, User, UserRepositor
 from tests.manual.checklist import row
 from tests.manual.conftest import Market
 
+NOUNS = ("user", "bot", "exchange", "order", "trade", "symbol", "strategy", "feed")
+
 
 @pytest.mark.parametrize(
     "modules",
     [
-        row("P1", ["models." + noun for noun in "user bot exchange order trade symbol strategy feed".split()]),
-        row("P2", ["repositories." + noun for noun in "base user bot symbol exchange order trade strategy".split()]),
-        row("P3", ["database", "cache", "types", "base"], differs="X17: without dogpile.cache, which knows no asyncio"),
+        row(
+            "P1",
+            [
+                "models." + noun
+                for noun in ("user", "bot", "exchange", "order", "trade", "symbol", "strategy", "feed")
+            ],
+        ),
+        row(
+            "P2",
+            [
+                "repositories." + noun
+                for noun in ("base", "user", "bot", "symbol", "exchange", "order", "trade", "strategy")
+            ],
+        ),
+        row(
+            "P3", ["database", "cache", "types", "base"], differs="X17: without dogpile.cache, which knows no asyncio"
+        ),
     ],
 )
 def test_there_is_a_module(modules: list[str]) -> None:

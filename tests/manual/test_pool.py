@@ -48,7 +48,9 @@ async def test_is_as_large_as_the_manual_says(
     assert not any(engine.echo for engine in engines)
 
 
-@pytest.mark.manual("PL6", "connect_args", differs="X50: under a name of its own, and with a timeout in the default too")
+@pytest.mark.manual(
+    "PL6", "connect_args", differs="X50: under a name of its own, and with a timeout in the default too"
+)
 async def test_connections_have_a_timeout_and_no_jit(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
     found = []
     for engine in engines:

@@ -132,7 +132,11 @@ def test_the_service_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     monkeypatch.setattr(cli, "serve", serve)
-    for name, url in {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "amqp://h/", "REDIS_URL": "redis://h/0"}.items():
+    for name, url in {
+        "DATABASE_URL": "postgresql://h/d",
+        "RABBITMQ_URL": "amqp://h/",
+        "REDIS_URL": "redis://h/0",
+    }.items():
         monkeypatch.setenv(name, url)
 
     assert CliRunner().invoke(cli.app, ["serve"]).exit_code == 0

@@ -33,7 +33,7 @@ async def test_create_records_a_trade_once(furnished: Furnished) -> None:
         with pytest.raises(Refusal, match="fee"):
             await trade_repo.create({**trade_data, "fee": 0.46})
 
-    assert (trade.order_id, trade.price, trade.fee) == (order.order_id, 45050, Decimal("0.45"))
+    assert (trade.order_id, trade.price, trade.fee) == (order.order_id, Decimal(45050), Decimal("0.45"))
     assert (trade.cost, again.trade_id) == (Decimal("45.05"), trade.trade_id)
 
 
