@@ -21,7 +21,7 @@ test: lint ## check style and types, then run all tests
 	$(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 manual: .venv/.installed ## show row by row that the manual holds, or what differs and why (JSON=file)
-	$(PYTHON) -m pytest tests/manual --quiet --manual-table $(if $(JSON),--manual-json $(JSON))
+	$(PYTHON) -m pytest tests/manual --quiet --numprocesses $(TEST_PROCESSES) --dist worksteal --manual-table $(if $(JSON),--manual-json $(JSON))
 
 bench: .venv/.installed ## measure, beside the usual way and the limit (ONLY=name, QUICK=1)
 	$(PYTHON) -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)

@@ -1,12 +1,11 @@
-"""The record of conformance: which test shows which row of the checklist, and what became of it."""
+"""What the tests of the manual start from: the library in a program of its own, and a market to trade on."""
 
 import asyncio
 import json
-import re
 import secrets
 from base64 import b64encode
-from collections.abc import AsyncIterator, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
@@ -53,94 +52,9 @@ from service.repositories import AccountRepository, TickRepository
 from service.vault import Vault
 from tests.builders import Desk, Direct, a_desk
 from tests.fresh import execute, with_path
-from tests.manual.checklist import ROWS
+from tests.manual.record import Claims, Table
 
-_HERE: Final = Path(__file__).parent
-_CORRECTION: Final = re.compile(r"X\d+(, X\d+)*: \S")
-_WORST_FIRST: Final = ("failed", "skipped", "not run", "missing", "differs", "holds")
-
-
-@dataclass
-class Claim:
-    """A test function, with all its cases, that shows a row."""
-
-    row: str
-    name: str
-    differs: str | None
-    test: str
-    outcomes: list[str] = field(default_factory=list)
-
-    @property
-    def state(self) -> str:
-        """What became of it, the worst of its cases."""
-        states = [
-            outcome if outcome != "passed" else "differs" if self.differs else "holds" for outcome in self.outcomes
-        ]
-        return min(states, key=_WORST_FIRST.index, default="not run")
-
-
-class Record:
-    """All claims of a run."""
-
-    def __init__(self) -> None:
-        self.claims: dict[str, Claim] = {}
-        self.problems: list[str] = []
-        self.modules: set[Path] = set()
-
-    def add(self, item: pytest.Item) -> None:
-        """Note what ``item`` claims to show, and what is wrong with that."""
-        if _HERE not in item.path.parents:
-            return
-        self.modules.add(item.path)
-        test = item.nodeid.partition("[")[0]
-        marks = list(item.iter_markers("manual"))
-        if not marks:
-            return
-        if len(marks) > 1:
-            self.problems.append(f"{item.nodeid} claims more than one row")
-        claim = _claim(test, *marks[0].args, **marks[0].kwargs)
-        if ROWS.get(claim.row) != claim.name:
-            self.problems.append(f"{item.nodeid}: the checklist has no row {claim.row!r} named {claim.name!r}")
-        if claim.differs is not None and not _CORRECTION.match(claim.differs):
-            self.problems.append(f"{item.nodeid}: {claim.differs!r} does not begin with the correction it follows")
-        known = self.claims.setdefault(claim.row, claim)
-        if known.test != test:
-            self.problems.append(f"{claim.row} is claimed by {known.test} and by {test}")
-
-    def note(self, row: str, report: pytest.TestReport) -> None:
-        """Take in what became of a case; its setup and teardown count only where they fail."""
-        if report.when == "call" or report.outcome != "passed":
-            self.claims[row].outcomes.append(report.outcome)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every module that can claim a row was collected."""
-        return self.modules == set(_HERE.glob("test_*.py"))
-
-    @property
-    def missing(self) -> list[str]:
-        """The rows that no test claims."""
-        return [row for row in ROWS if row not in self.claims]
-
-    def lines(self) -> list[dict[str, str]]:
-        """The table: a line per row, in the order of the checklist."""
-        return [
-            {
-                "row": row,
-                "name": name,
-                "state": self.claims[row].state if row in self.claims else "missing",
-                "reason": (self.claims[row].differs or "") if row in self.claims else "",
-                "test": self.claims[row].test if row in self.claims else "",
-            }
-            for row, name in ROWS.items()
-        ]
-
-
-def _claim(test: str, row: str, name: str, differs: str | None = None) -> Claim:
-    return Claim(row, name, differs, test)
-
-
-_RECORD: Final = pytest.StashKey[Record]()
+_CLAIMS: Final = pytest.StashKey[Claims]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -149,47 +63,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--manual-json", type=Path, metavar="FILE", help="write it to a file, for programs")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(
+        Table(
+            is_shown=config.getoption("--manual-table", default=False),
+            file=config.getoption("--manual-json", default=None),
+        )
+    )
+
+
 # First, so that tests that are left out by -k and the like are known too.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    record = config.stash.setdefault(_RECORD, Record())
+    claims = config.stash.setdefault(_CLAIMS, Claims(Path(__file__).parent))
     for item in items:
-        record.add(item)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    mark = item.get_closest_marker("manual")
-    if mark is not None:
-        item.config.stash[_RECORD].note(mark.args[0], report)
-    return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    record = config.stash.get(_RECORD, None)
-    if record is None:
-        return
-    lines = record.lines()
-    if config.getoption("--manual-table", default=False):
-        terminalreporter.section("the manual, row by row")
-        widths = [max(len(line[column]) for line in lines) for column in ("row", "name", "state")]
-        for line in lines:
-            cells = (
-                line[column].ljust(width) for column, width in zip(("row", "name", "state"), widths, strict=True)
-            )
-            terminalreporter.write_line("  ".join([*cells, line["reason"]]).rstrip())
-        states = [line["state"] for line in lines]
-        counted = ", ".join(f"{states.count(state)} {state}" for state in _WORST_FIRST[::-1] if state in states)
-        terminalreporter.write_line(f"{len(lines)} rows: {counted}")
-    if (file := config.getoption("--manual-json", default=None)) is not None:
-        file.write_text(json.dumps(lines, indent=2) + "\n")
+        claims.add(item)
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Record:
-    """What this run shows of the checklist."""
-    return request.config.stash[_RECORD]
+def claims(request: pytest.FixtureRequest) -> Claims:
+    """Which rows of the checklist the tests of this run say they show."""
+    return request.config.stash[_CLAIMS]
 
 
 @pytest.fixture(scope="session")

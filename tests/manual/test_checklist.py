@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.manual.conftest import Record
+from tests.manual.record import Claims
 
 
-def test_every_row_is_shown_by_a_test(record: Record) -> None:
-    if not record.is_whole:
+def test_every_row_is_shown_by_a_test(claims: Claims) -> None:
+    if not claims.are_whole:
         pytest.skip("only some modules of tests/manual were collected")
 
-    assert record.missing == []
+    assert claims.missing == []
 
 
-def test_every_test_shows_one_row_that_no_other_shows(record: Record) -> None:
-    assert record.problems == []
+def test_every_test_shows_one_row_that_no_other_shows(claims: Claims) -> None:
+    assert claims.problems == []
