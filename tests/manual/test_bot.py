@@ -35,14 +35,14 @@ def statements() -> Iterator[list[str]]:
 async def test_add_bot_is_refused_without_an_owner(market: Market) -> None:
     async with get_async_session() as session:
         bot = await BotRepository(session).add_bot(
-            {"uid": market.user.uid, "name": "Multi-Exchange Arbitrage Bot", "dry_run": False, "active": False}
+            {"uid": market.user.uid, "name": "Multi-Exchange Arbitrage Bot", "dry_run": False, "active": True}
         )
 
     assert (bot.uid, bot.name, bot.dry_run, bot.active) == (
         market.user.uid,
         "Multi-Exchange Arbitrage Bot",
         False,
-        False,
+        True,
     )
     with pytest.raises(Exception, match="fk_bots_uid_users"):
         async with get_async_session() as session:

@@ -54,6 +54,7 @@ from contracts import (
     seal,
 )
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, View
+from contracts.bot import BotUpdates
 from contracts.leased_cache import LeasedCache, connect, physical_name
 from contracts.sealing import is_secret_name
 from service import (
@@ -738,16 +739,18 @@ def test_columns_take_what_there_is_in_the_world() -> None:
 
 
 @pytest.mark.manual("X52", "a live bot needs an account")
-async def test_a_bot_trades_for_real_only_with_an_account(direct: Direct, desk: Desk, executor: Executor) -> None:
+async def test_a_bot_trades_for_real_only_with_an_account(
+    direct: Direct, desk: Desk, executor: Executor, keys: tuple[str, str]
+) -> None:
     bot = await direct.call(AddBot(uid=desk.user.uid, name="without account"))
+    sealed = seal("the key", keys[1], uid=desk.user.uid, field="api_key")
+    await direct.call(UpdateExchange(ex_id=desk.account.ex_id, updates=ExchangeUpdates(api_key=sealed)))
 
-    live = await refusal(executor, EditBot.model_validate({"bot_id": bot.bot_id, "updates": {"active": True}}))
+    live = await refusal(executor, EditBot(bot_id=bot.bot_id, updates=BotUpdates(active=True)))
+    activated = await direct.call(EditBot(bot_id=desk.bot.bot_id, updates=BotUpdates(active=True)))
 
-    assert (bot.active, bot.dry_run) == (False, False)
+    assert (bot.active, bot.dry_run, activated.active) == (False, False, True)
     assert (live.code, live.field) == (ErrorCode.CONFLICT, "active")
-    assert (
-        await direct.call(EditBot.model_validate({"bot_id": desk.bot.bot_id, "updates": {"active": True}}))
-    ).active
 
 
 @pytest.mark.manual("X53", "many rows in one statement")
