@@ -146,6 +146,13 @@ ROWS: Final[dict[str, str]] = {
     "R72": "get_dry_trades",
     "R73": "get_trades_by_user",
     "StrategyRepository": "StrategyRepository",
+    # What programs call that the manual leaves out.
+    "MORE-user": "remove_user",
+    "MORE-bot": "parts of a bot, its logs and statistics",
+    "MORE-exchange": "accounts by name and by filters",
+    "MORE-symbol": "all symbols, search, decimals by name, removal",
+    "MORE-order": "open, last, all and many orders",
+    "MORE-trade": "lists of trades, dry trades, statistics",
     # Functions and types.
     "F1": "run_with_uvloop",
     "F2": "setup_uvloop",
