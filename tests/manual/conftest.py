@@ -260,23 +260,23 @@ async def desk(direct: Direct) -> Desk:
     return await a_desk(direct)
 
 
-def _relied_on(redis: Redis) -> LeasedCache:
+def relied_on_cache(redis: Redis) -> LeasedCache:
     """A cache that is used, as it is beside a service that keeps it fresh."""
-    return LeasedCache(redis, namespace="persistence")
+    return LeasedCache(redis, namespace="persistence", ttl=LibrarySettings.read().cache_ttl)
 
 
 @pytest.fixture
-async def cache(redis_url: str) -> AsyncIterator[LeasedCache]:
+async def cache(library: None, redis_url: str) -> AsyncIterator[LeasedCache]:
     """A cache as the service has one."""
     redis = connect(redis_url, timeout=2)
-    yield _relied_on(redis)
+    yield relied_on_cache(redis)
     await redis.aclose()
 
 
 @pytest.fixture
 def relied_on(library: None) -> None:
     """The library reads through the cache."""
-    cache_manager.values = _relied_on(cache_manager.redis_client)
+    cache_manager.values = relied_on_cache(cache_manager.redis_client)
 
 
 @pytest.fixture

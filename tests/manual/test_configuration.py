@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 
 from contracts import GetUserTradingSummary
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.leased_cache import LeasedCache, physical_name
 from service.config import Settings, SettingsError
 from service.lookup_server import LookupServer
 from tests.manual.conftest import Market, asked
@@ -43,13 +43,11 @@ async def lifetime(redis_url: str, key: str) -> float:
 
 
 @pytest.mark.manual("C2", "cached for 24 hours")
-async def test_what_is_cached_lives_for_a_day(environment: pytest.MonkeyPatch, redis_url: str) -> None:
+async def test_what_is_cached_lives_for_a_day(cache: LeasedCache, redis_url: str) -> None:
     async def load() -> bytes:
         return b"1"
 
-    redis = connect(redis_url, timeout=2)
-    await LeasedCache(redis, namespace="persistence", ttl=Settings.read().cache_ttl).get("key", load)
-    await redis.aclose()
+    await cache.get("key", load)
 
     # Up to a tenth less, so that not everything ends at once.
     assert 0.89 * 86_400 < await lifetime(redis_url, "key") <= 86_400
