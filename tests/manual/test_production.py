@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 from alembic.script import ScriptDirectory
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text
 from structlog.testing import capture_logs
@@ -32,7 +33,7 @@ from contracts import (
 from contracts.leased_cache import physical_name
 from deploy.servers import Servers
 from service import cli, dispose_engine, get_engine, schema
-from service.config import Settings
+from service.config import LibrarySettings, Settings
 from service.database import SessionMaker, build_engine, build_session_maker
 from service.executor import Executor
 from service.health import Health
@@ -175,8 +176,7 @@ async def test_a_copy_of_the_database_is_all_there_is_to_restore(
     await dispose_engine()
 
     async with fresh_database(servers, template=emptied_database.rpartition("/")[2]) as copy:
-        settings = Settings.read().model_copy(update={"database_url": type(Settings.read().database_url)(copy)})
-        engine = build_engine(settings)
+        engine = build_engine(LibrarySettings.read().model_copy(update={"database_url": SecretStr(copy)}))
         restored = build_session_maker(engine)
         [again] = await Executor(restored).execute([message])
         async with restored() as session:
