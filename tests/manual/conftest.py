@@ -108,7 +108,7 @@ async def emptied_database(manual_database: str) -> str:
 
     Emptying one takes a tenth of the time of making one, which counts with hundreds of short tests.
     """
-    deletes = [f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)]  # noqa: S608 - of names of tables
+    deletes = [f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)]  # noqa: S608
     restart = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
     await execute(manual_database, "; ".join([*deletes, restart]))
     return manual_database
