@@ -96,7 +96,7 @@ async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:
         return await _last_known(exchange_id)
     with suppress(RedisError, OSError, TimeoutError):
         copy = _SYMBOLS.dump_json(_SYMBOLS.validate_python(symbols))
-        await cache_manager.redis_client.setex(_name_of_last_known(exchange_id), _LAST_KNOWN_SECONDS, copy)
+        await cache_manager.redis_client.set(_name_of_last_known(exchange_id), copy, ex=_LAST_KNOWN_SECONDS)
     return symbols
 
 
