@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from contracts import cache_keys
-from contracts.leased_cache import LeasedCache, physical_name
+from contracts.leased_cache import physical_name
 from service import (
     ExchangeRepository,
     Symbol,
@@ -28,12 +28,6 @@ from tests.manual.checklist import row
 from tests.manual.conftest import Market
 
 NAMESPACE = "persistence"
-
-
-@pytest.fixture
-def relied_on(library: None) -> None:
-    """The cache is used, as it is beside a service that keeps it fresh."""
-    cache_manager.values = LeasedCache(cache_manager.redis_client, namespace=NAMESPACE)
 
 
 @pytest.fixture
