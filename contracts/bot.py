@@ -234,6 +234,12 @@ class GetTradingCurrency(Lookup[str | None], name="get_trading_currency"):
     ex_id: Id
 
 
+class GetDryMargin(Lookup[ExactDecimal], name="get_dry_margin"):
+    """What the dry trades of a bot gained together, in quote currency; zero without any."""
+
+    bot_id: Id
+
+
 class GetBotStats(Lookup[BotStats | None], name="get_bot_stats"):
     """What the real trades of a bot of the last days add up to; null if there is no such bot."""
 

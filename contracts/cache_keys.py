@@ -4,7 +4,9 @@ Logical keys are what events list as stale and what a reader asks a cache for; t
 Parameters are escaped, so that a symbol such as ``BTC/USDT:USDT`` cannot be taken for two parts of a key.
 """
 
-from typing import Final
+import json
+from collections.abc import Sequence
+from typing import Any, Final
 
 _ESCAPES: Final = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
@@ -86,6 +88,12 @@ def user_id(mail: str) -> str:
 def trading_summary(uid: int) -> str:
     """What a user's bots and trades add up to, as of at most an hour ago: new trades do not make it stale."""
     return f"user:trading_summary:{uid}"
+
+
+def query(kind: str, name: str, arguments: Sequence[Any]) -> str:
+    """What a method of one's own says about symbols or exchanges."""
+    said = ":".join(_escape(json.dumps(argument, default=str, ensure_ascii=False)) for argument in arguments)
+    return f"{kind}:query:{_escape(name)}:{said}"
 
 
 def strategy_catalog() -> str:

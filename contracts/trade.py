@@ -373,6 +373,22 @@ class TradeRecorded(Event[TradeView], name="trade.recorded", key=("trade_id",)):
         return ()
 
 
+class TradeUpdated(Event[TradeView], name="trade.updated", key=("trade_id",)):
+    """What is computed about trades changed: their roi."""
+
+    @classmethod
+    def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - trades are not cached
+        return ()
+
+
+class TradeDeleted(Event[TradeView], name="trade.deleted", key=("trade_id",)):
+    """Trades that were put on record by hand were taken back."""
+
+    @classmethod
+    def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - trades are not cached
+        return ()
+
+
 class DryTradeRecorded(Event[DryTradeView], name="dry_trade.recorded", key=("dry_trade_id",)):
     """Dry trades were put on record."""
 

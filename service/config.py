@@ -13,17 +13,18 @@ class SettingsError(Exception):
     """The environment lacks a setting or has a wrong one; the message names it and says what to do."""
 
 
-class Settings(BaseSettings):
-    """All there is to set. ``DATABASE_URL`` and ``REDIS_URL`` may be given in parts (``DB_*``, ``CACHE_*``)."""
+class LibrarySettings(BaseSettings):
+    """What a program needs that uses the repositories by itself: a database, and a cache if there is one.
+
+    ``DATABASE_URL`` and ``REDIS_URL`` may be given in parts (``DB_*``, ``CACHE_*``).
+    """
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True)
 
     database_url: SecretStr
     """``postgresql://user:password@host:port/name``; or ``DB_USER DB_PASSWORD DB_HOST DB_PORT DB_NAME``."""
-    rabbitmq_url: SecretStr
-    """``amqp://user:password@host:port/vhost``, or ``amqps://``."""
-    redis_url: SecretStr
-    """``redis://host:port/db``; or ``CACHE_HOST CACHE_PORT CACHE_DB CACHE_PASSWORD``."""
+    redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    """``redis://host:port/db``; or ``CACHE_HOST CACHE_PORT CACHE_DB CACHE_USER CACHE_PASSWORD``."""
 
     db_pool_size: Annotated[int, Field(ge=2, le=200)] = 20
     db_pool_max_overflow: Annotated[int, Field(ge=0, le=200)] = 10
@@ -36,29 +37,11 @@ class Settings(BaseSettings):
     """Seconds a statement may take; without a limit a silent network would hold it for ever."""
     db_connect_timeout: Annotated[float, Field(gt=0)] = 3.0
 
-    rabbitmq_heartbeat: Annotated[int, Field(ge=1, le=60)] = 5
-    """Seconds; a broken link is noticed after some three of them."""
-    rabbitmq_prefetch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    """Messages a lane holds unacknowledged."""
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 200
-    """Commands of a lane that are committed together at most."""
-    publish_timeout: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds the broker has to confirm an event."""
-
     cache_namespace: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "persistence"
     cache_ttl: Annotated[int, Field(ge=1)] = 86_400
     """Seconds a cached answer lives if nothing makes it stale."""
     cache_timeout: Annotated[float, Field(gt=0)] = 0.1
     """Seconds Redis has to answer before a lookup goes to the database."""
-
-    relay_lease: Annotated[float, Field(ge=0.5)] = 2.0
-    """Seconds after which another instance takes over publishing from one that fell silent."""
-    relay_poll_interval: Annotated[float, Field(gt=0)] = 0.1
-    relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 200
-    """Outbox rows read and published at once."""
-
-    require_authenticated_sender: bool = False
-    """Refuse commands without the ``user_id`` property, which the broker checks against the login."""
 
     sealing_key: SecretStr | None = None
     """Private keys that senders of credentials seal for, the present one first; `persistence keygen` makes them."""
@@ -68,14 +51,6 @@ class Settings(BaseSettings):
     """``id:key`` of the keys that credentials are stored under, the present one first."""
     storage_keys_file: Path | None = None
 
-    http_host: str = "127.0.0.1"
-    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    """Port of health, metrics and documents; 0 takes a free one."""
-    shutdown_timeout: Annotated[float, Field(gt=0)] = 8.0
-    """Seconds to finish what was taken in before the process ends."""
-    log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
-    log_format: Annotated[str, Field(pattern=r"^(auto|json|console)$")] = "auto"
-
     @model_validator(mode="before")
     @classmethod
     def _from_parts(cls, values: Any) -> Any:
@@ -83,11 +58,11 @@ class Settings(BaseSettings):
         if isinstance(values, dict):
             if "database_url" not in values and "db_name" in parts:
                 values["database_url"] = f"{_url('postgresql', 'db', parts)}/{quote(parts['db_name'], safe='')}"
-            if "redis_url" not in values and "cache_host" in parts:
+            if "redis_url" not in values and parts.keys() & {"cache_host", "cache_port", "cache_db"}:
                 values["redis_url"] = f"{_url('redis', 'cache', parts)}/{parts.get('cache_db', '0')}"
         return values
 
-    @field_validator("database_url", "rabbitmq_url", "redis_url")
+    @field_validator("database_url", "rabbitmq_url", "redis_url", check_fields=False)
     @classmethod
     def _is_a_url(cls, value: SecretStr, info: Any) -> SecretStr:
         schemes = {
@@ -118,6 +93,40 @@ class Settings(BaseSettings):
                 for e in error.errors(include_url=False, include_input=False, include_context=False)
             ]
             raise SettingsError("; ".join(problems) + " - set it in the environment (README, Settings)") from None
+
+
+class Settings(LibrarySettings):
+    """All that the service has to be told."""
+
+    rabbitmq_url: SecretStr
+    """``amqp://user:password@host:port/vhost``, or ``amqps://``."""
+    redis_url: SecretStr
+
+    rabbitmq_heartbeat: Annotated[int, Field(ge=1, le=60)] = 5
+    """Seconds; a broken link is noticed after some three of them."""
+    rabbitmq_prefetch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    """Messages a lane holds unacknowledged."""
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """Commands of a lane that are committed together at most."""
+    publish_timeout: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds the broker has to confirm an event."""
+
+    relay_lease: Annotated[float, Field(ge=0.5)] = 2.0
+    """Seconds after which another instance takes over publishing from one that fell silent."""
+    relay_poll_interval: Annotated[float, Field(gt=0)] = 0.1
+    relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """Outbox rows read and published at once."""
+
+    require_authenticated_sender: bool = False
+    """Refuse commands without the ``user_id`` property, which the broker checks against the login."""
+
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """Port of health, metrics and documents; 0 takes a free one."""
+    shutdown_timeout: Annotated[float, Field(gt=0)] = 8.0
+    """Seconds to finish what was taken in before the process ends."""
+    log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    log_format: Annotated[str, Field(pattern=r"^(auto|json|console)$")] = "auto"
 
 
 def _url(scheme: str, prefix: str, parts: dict[str, str]) -> str:

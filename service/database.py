@@ -7,18 +7,24 @@ from functools import lru_cache
 from sqlalchemy import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from service.config import Settings
+from service.cache import CachingSession
+from service.config import LibrarySettings
 from service.vault import Vault, with_vault
 
 SessionMaker = async_sessionmaker[AsyncSession]
 
 
-def database_url(settings: Settings) -> URL:
+def database_url(settings: LibrarySettings) -> URL:
     """Where the database is, with the asyncpg driver."""
     return make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
 
 
-def build_engine(settings: Settings, *, application_name: str = "persistence") -> AsyncEngine:
+def create_database_url() -> URL:
+    """Where the database of this environment is: ``DATABASE_URL``, or the ``DB_*`` it is given in."""
+    return database_url(LibrarySettings.read())
+
+
+def build_engine(settings: LibrarySettings, *, application_name: str = "persistence") -> AsyncEngine:
     """A pooled engine whose every wait has an end.
 
     The caller disposes of it.
@@ -62,13 +68,14 @@ def build_session_maker(engine: AsyncEngine, vault: Vault | None = None) -> Sess
 @lru_cache(maxsize=1)
 def get_engine() -> AsyncEngine:
     """The engine of this process, made from the environment at the first call."""
-    return build_engine(Settings.read())
+    return build_engine(LibrarySettings.read())
 
 
 @lru_cache(maxsize=1)
 def get_async_session_maker() -> SessionMaker:
-    """Makes sessions on `get_engine`."""
-    return build_session_maker(get_engine(), Vault.of(Settings.read()))
+    """Makes sessions on `get_engine`, whose repositories read through the cache where the manual says so."""
+    vault = Vault.of(LibrarySettings.read())
+    return async_sessionmaker(get_engine(), class_=CachingSession, expire_on_commit=False, info=with_vault(vault))
 
 
 @asynccontextmanager
@@ -81,3 +88,27 @@ async def get_async_session() -> AsyncIterator[AsyncSession]:
             await session.rollback()
             raise
         await session.commit()
+
+
+async def dispose_engine() -> None:
+    """Close the connections of this process; the next session makes an engine anew, in whatever loop runs then."""
+    if get_engine.cache_info().currsize:
+        await get_engine().dispose()
+    get_async_session_maker.cache_clear()
+    get_engine.cache_clear()
+
+
+async def init_db() -> None:
+    """Bring the database to the tables that this version needs; what is there already stays."""
+    from service import schema  # noqa: PLC0415 - it is built on this module, and needs Alembic
+
+    await schema.migrate(LibrarySettings.read())
+
+
+async def configure_high_performance_engine() -> AsyncEngine:
+    """Another engine, for many statements at once: 30 connections and 20 more under load, 60 seconds a statement.
+
+    The caller disposes of it. Size plus overflow, times processes, has to stay below ``max_connections``.
+    """
+    many = {"db_pool_size": 30, "db_pool_max_overflow": 20, "db_pool_recycle": 1_800, "db_command_timeout": 60.0}
+    return build_engine(LibrarySettings.read().model_copy(update=many))

@@ -138,6 +138,12 @@ def is_transient(error: BaseException) -> bool:
     ).startswith(_TRANSIENT_CLASSES)
 
 
+def sentence(error: BaseException) -> str:
+    """What to tell a caller about an error: the refusal it amounts to, or its kernel."""
+    refusal = refusal_for(error)
+    return str(refusal) if refusal is not None else reason(error)
+
+
 def reason(error: BaseException) -> str:
     """The kernel of an error, without a statement, parameter or URL."""
     cause = getattr(error, "orig", None) or error

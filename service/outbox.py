@@ -76,6 +76,12 @@ def record(session: AsyncSession, event: type[Event[V]], *, before: V | None = N
     session.info.setdefault(_PENDING, []).append(pending)
 
 
+def pending_stale_keys(session: AsyncSession) -> list[str]:
+    """The logical cache keys that what is recorded in ``session``, and not committed yet, makes stale."""
+    changes: list[PendingChange] = session.info.get(_PENDING, [])
+    return list(dict.fromkeys(key for change in changes for key in change.stale_keys))
+
+
 def change_as_json(event: type[Event[Any]], row: str) -> str:
     """An SQL expression for the change that a new row of this kind is, as text.
 

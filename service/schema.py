@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service.config import Settings
+from service.config import LibrarySettings
 from service.database import database_url
 
 # One number for all instances that might migrate the same database at the same time.
@@ -44,7 +44,7 @@ async def current(engine: AsyncEngine) -> str | None:
         return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
 
 
-async def migrate(settings: Settings, revision: str = "head") -> tuple[str | None, str | None]:
+async def migrate(settings: LibrarySettings, revision: str = "head") -> tuple[str | None, str | None]:
     """Bring the database to ``revision`` (or to ``base``, nothing), and give the versions before and after.
 
     Two that try at the same time do it one after the other; the second finds nothing to do. Without time limits:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
 from contracts.sealing import key_bytes, key_id_in, key_id_of, public_key_of, seal, unseal
-from service.config import Settings, SettingsError
+from service.config import LibrarySettings, SettingsError
 
 _IN_SESSION: Final = "vault"
 _NONCE_BYTES: Final = 12
@@ -65,7 +65,7 @@ class Vault:
         """What senders seal with."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: LibrarySettings) -> Self:
         """The vault with the keys of these settings; raises `SettingsError` for keys that are none."""
         sealing = _lines("SEALING_KEY", settings.sealing_key, settings.sealing_key_file)
         storage = _lines("STORAGE_KEYS", settings.storage_keys, settings.storage_keys_file)

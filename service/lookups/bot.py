@@ -1,5 +1,7 @@
 """Lookups of bots."""
 
+from decimal import Decimal
+
 from contracts import cache_keys
 from contracts.bot import (
     BotDetailsPage,
@@ -18,6 +20,7 @@ from contracts.bot import (
     GetBotStats,
     GetBotsWithDetails,
     GetBotWithDetails,
+    GetDryMargin,
     GetTradingCurrency,
 )
 from service.cursor import next_after
@@ -80,6 +83,11 @@ async def get_bot_full_list(lookup: GetBotFullList, reads: UnitOfWork) -> BotDet
 )
 async def get_trading_currency(lookup: GetTradingCurrency, reads: UnitOfWork) -> str | None:
     return await reads.bots.get_trading_currency(lookup.bot_id, lookup.ex_id)
+
+
+@lookups.answers(GetDryMargin)
+async def get_dry_margin(lookup: GetDryMargin, reads: UnitOfWork) -> Decimal:
+    return await reads.bots.get_dry_margin(lookup.bot_id)
 
 
 @lookups.answers(GetBotStats)

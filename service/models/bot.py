@@ -26,6 +26,7 @@ from service.models.feed import Feed
 from service.models.order import Order
 from service.models.simulation import Simulation
 from service.models.strategy import Strategy
+from service.models.trade import DryTrade
 from service.models.user import User
 
 
@@ -54,6 +55,7 @@ class Bot(Versioned, Base):
     orders: Mapped[list[Order]] = relationship(
         lazy="raise", primaryjoin=lambda: Bot.bot_id == Order.bot_id, order_by=Order.order_id, viewonly=True
     )
+    dry_trades: Mapped[list[DryTrade]] = relationship(lazy="raise", order_by=DryTrade.dry_trade_id, viewonly=True)
 
     __table_args__ = (
         UniqueConstraint("uid", "name"),

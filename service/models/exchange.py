@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from service.base import Base, Versioned
 
 if TYPE_CHECKING:
-    from service.models import BotExchange, Order, Trade, User
+    from service.models import Balance, BotExchange, ExchangeHistory, Order, Trade, User
 
 
 class CatExchange(Versioned, Base):
@@ -102,6 +102,10 @@ class Exchange(Versioned, Base):
     bot_exchanges: Mapped[list["BotExchange"]] = relationship(lazy="raise", viewonly=True)
     orders: Mapped[list["Order"]] = relationship(lazy="raise", viewonly=True)
     trades: Mapped[list["Trade"]] = relationship(lazy="raise", viewonly=True)
+    balances: Mapped[list["Balance"]] = relationship(lazy="raise", viewonly=True, order_by="Balance.currency")
+    history: Mapped[list["ExchangeHistory"]] = relationship(
+        lazy="raise", viewonly=True, order_by="ExchangeHistory.history_id"
+    )
 
     __table_args__ = (
         Index("ix_exchanges_active", "ex_id", postgresql_where=text("active")),

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from service.base import Base, Versioned
 
 if TYPE_CHECKING:
-    from service.models import Bot, Exchange, Order, Trade
+    from service.models import Bot, DryTrade, Exchange, ExchangeHistory, Order, Trade
 
 
 class RoleEnum(StrEnum):
@@ -50,12 +50,18 @@ class User(Versioned, Base):
     managed_users: Mapped[list["User"]] = relationship(back_populates="manager_user", lazy="raise")
     exchanges: Mapped[list["Exchange"]] = relationship(lazy="raise", viewonly=True, order_by="Exchange.ex_id")
     bots: Mapped[list["Bot"]] = relationship(lazy="raise", viewonly=True, order_by="Bot.bot_id")
-    # Orders and trades refer to their user by way of the account.
+    # What is traded refers to its user by way of the account.
     orders: Mapped[list["Order"]] = relationship(
         primaryjoin="User.uid == foreign(Order.uid)", lazy="raise", viewonly=True
     )
     trades: Mapped[list["Trade"]] = relationship(
         primaryjoin="User.uid == foreign(Trade.uid)", lazy="raise", viewonly=True
+    )
+    dry_trades: Mapped[list["DryTrade"]] = relationship(
+        primaryjoin="User.uid == foreign(DryTrade.uid)", lazy="raise", viewonly=True
+    )
+    exchange_history: Mapped[list["ExchangeHistory"]] = relationship(
+        primaryjoin="User.uid == foreign(ExchangeHistory.uid)", lazy="raise", viewonly=True
     )
 
     __table_args__ = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -29,6 +29,10 @@ _NOTHING: Final[dict[str, Any]] = {
 
 class AccountRepository(BaseRepository[Balance]):
     """Balances, positions and the history of accounts."""
+
+    never: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("create", "update", "delete"), "a balance is what the newest snapshot says; use upsert_balances"
+    )
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Balance)

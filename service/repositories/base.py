@@ -1,5 +1,6 @@
 """What every repository has. Repositories flush and record events; they never commit by themselves."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Final, Generic, TypeVar
@@ -26,7 +27,8 @@ class BaseRepository(Generic[T]):
 
     A method that changes a row records its change event in the same session, so an event leaves exactly if the
     change is committed, whoever commits. A repository that names its view and events has `create`, `update` and
-    `delete`; one that leaves an event out refuses to make a change that nobody would hear of.
+    `delete`, if it does not have them in words of its own; one that leaves an event out refuses to make a change
+    that nobody would hear of.
     """
 
     view: ClassVar[type[View] | None] = None
@@ -34,6 +36,8 @@ class BaseRepository(Generic[T]):
     created: ClassVar[type[Event[Any]] | None] = None
     updated: ClassVar[type[Event[Any]] | None] = None
     deleted: ClassVar[type[Event[Any]] | None] = None
+    never: ClassVar[Mapping[str, str]] = {}
+    """Those of the three that rows of this table do not get, and why or what instead."""
 
     def __init__(self, session: AsyncSession, model: type[T]) -> None:
         self.session = session
@@ -109,6 +113,8 @@ class BaseRepository(Generic[T]):
         return await locked(self.session, self.model, id, field)
 
     def _announced(self, event: type[Event[Any]] | None, method: str) -> type[Event[Any]]:
+        if method in self.never:
+            raise Refusal(ErrorCode.CONFLICT, self.never[method])
         if event is None:
             raise NotImplementedError(f"{type(self).__name__} has no {method}: there is no event that announces it")
         return event

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import compress
 from typing import Any
 
@@ -17,11 +18,12 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import joinedload, selectinload
 
 from contracts.bot import (
     BotCreated,
@@ -42,6 +44,7 @@ from service.models import (
     Bot,
     BotExchange,
     BotLog,
+    DryTrade,
     Exchange,
     Feed,
     Order,
@@ -64,9 +67,21 @@ class BotRepository(BaseRepository[Bot]):
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Bot)
 
+    async def create(self, data: dict[str, Any]) -> Bot:
+        """A new bot. See `add_bot`."""
+        return await self.add_bot(data)
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Bot:  # noqa: A002
+        """The bot with ``updates`` applied. See `edit_bot`."""
+        return await self.edit_bot(id, updates, expected_version=expected_version)
+
+    async def delete(self, id: int) -> None:  # noqa: A002 - the name callers know
+        """Delete the bot with what hangs on it. See `delete_bot`."""
+        await self.delete_bot(id)
+
     async def add_bot(self, bot_data: dict[str, Any]) -> Bot:
         """A new bot. Raises IntegrityError if the owner has one of that name or does not exist."""
-        bot = Bot(**bot_data)
+        bot = Bot(**exact(bot_data))
         self.session.add(bot)
         await self.session.flush()
         record(self.session, BotCreated, after=BotView.model_validate(bot))
@@ -281,6 +296,17 @@ class BotRepository(BaseRepository[Bot]):
         """The feeds of a bot by their order."""
         return await FeedRepository(self.session).of_bot(bot_id)
 
+    async def get_feed_id(self, bot_id: int, symbol_id: int, timeframe: str, str_id: int | None = None) -> int | None:
+        """The id of the bot's feed of this symbol and timeframe, of the whole bot or of a strategy; None without."""
+        return await self.session.scalar(
+            select(Feed.feed_id).where(
+                Feed.bot_id == bot_id,
+                Feed.symbol_id == symbol_id,
+                Feed.timeframe == timeframe,
+                Feed.str_id.is_not_distinct_from(str_id),
+            )
+        )
+
     async def get_bot_exchanges(self, bot_id: int) -> list[BotExchange]:
         """The exchange accounts that a bot may use."""
         return list(
@@ -297,9 +323,12 @@ class BotRepository(BaseRepository[Bot]):
         """The bot with exchange accounts, strategies and feeds loaded, or None."""
         return await self.session.scalar(_with_details().where(Bot.bot_id == bot_id))
 
-    async def get_bots_with_details(self, bot_ids: Sequence[int]) -> list[Bot]:
+    async def get_bots_with_details(self, bot_ids: Sequence[int], *, with_user: bool = False) -> list[Bot]:
         """Bots with everything loaded, in the order asked for, without those that do not exist."""
-        bots = {bot.bot_id: bot for bot in await self.session.scalars(_with_details().where(Bot.bot_id.in_(bot_ids)))}
+        wanted = _with_details().where(Bot.bot_id.in_(bot_ids))
+        if with_user:
+            wanted = wanted.options(joinedload(Bot.user))
+        bots = {bot.bot_id: bot for bot in await self.session.scalars(wanted)}
         return [bots[bot_id] for bot_id in dict.fromkeys(bot_ids) if bot_id in bots]
 
     async def get_bots_by_user(self, uid: int) -> list[Bot]:
@@ -372,6 +401,39 @@ class BotRepository(BaseRepository[Bot]):
                 .group_by(Bot.bot_id)
             )
         ).one_or_none()
+
+    async def get_active_bots_summary(self, uid: int | None = None, days: int = 30) -> list[dict[str, Any]]:
+        """How each active bot does, of all users or of one, oldest first; one query.
+
+        Open orders are those it has now; trades and what they gained are those of the last ``days``.
+        """
+        since = datetime.now(UTC) - timedelta(days=days)
+        trades = (
+            select(
+                func.count().label("total_trades"),
+                func.coalesce(func.sum(Trade.roi), 0).label("total_roi"),
+                func.max(Trade.timestamp).label("last_trade"),
+            )
+            .where(Trade.bot_id == Bot.bot_id, Trade.timestamp >= since)
+            .lateral("recent")
+        )
+        open_orders = (
+            select(func.count()).where(Order.bot_id == Bot.bot_id, Order.status.in_(OPEN_STATUSES)).scalar_subquery()
+        )
+        bots = (
+            select(Bot.bot_id, Bot.uid, Bot.name, Bot.dry_run, open_orders.label("open_orders"), trades)
+            .join(trades, true())
+            .where(Bot.active)
+            .order_by(Bot.bot_id)
+        )
+        if uid is not None:
+            bots = bots.where(Bot.uid == uid)
+        return [dict(row) for row in (await self.session.execute(bots)).mappings()]
+
+    async def get_dry_margin(self, bot_id: int) -> Decimal:
+        """What the bot's dry trades gained together, in quote currency; zero without any."""
+        margin = await self.session.scalar(select(func.sum(DryTrade.roi)).where(DryTrade.bot_id == bot_id))
+        return margin or Decimal(0)
 
     async def save_bot_log(self, log_data: dict[str, Any]) -> BotLog:
         """A new entry. ``not_found`` without such a bot."""

@@ -1,8 +1,8 @@
 """Logs of bots in the database."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -55,8 +55,17 @@ SELECT place - 1 AS position, log_id FROM given
 class BotLogRepository(BaseRepository[BotLog]):
     """Entries of logs by bot and time."""
 
+    never: ClassVar[Mapping[str, str]] = {
+        "update": "what a log says is never changed",
+        "delete": "an entry goes with its bot, or once it is old",
+    }
+
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, BotLog)
+
+    async def create(self, data: dict[str, Any]) -> BotLog:
+        """A new entry. See `save`."""
+        return await self.save(data)
 
     async def save(self, log_data: dict[str, Any]) -> BotLog:
         """A new entry. ``not_found`` without such a bot."""

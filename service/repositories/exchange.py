@@ -22,6 +22,7 @@ from contracts.exchange import (
     ExchangeView,
 )
 from contracts.sealing import is_secret_name
+from service.cache import cache_manager
 from service.models import (
     OPEN_STATUSES,
     Bot,
@@ -289,6 +290,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
             )
         )
 
+    @cache_manager.cache_on_exchange_methods
     async def get_exchange_params(self, ex_id: int) -> dict[str, str] | None:
         """The settings of an account: the catalog's, and over them its own; None without such an account."""
         of_catalog = (
@@ -347,6 +349,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         await self.session.flush()
         return Renewal(rows[-1].ex_id if rows else None, len(rows), renewed, unreadable)
 
+    @cache_manager.cache_on_exchange_methods
     async def get_exchanges_by_user(self, uid: int) -> list[Exchange]:
         """A user's accounts, oldest first."""
         return list(await self.session.scalars(select(Exchange).where(Exchange.uid == uid).order_by(Exchange.ex_id)))
@@ -355,6 +358,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         """A user's accounts. See `get_exchanges_by_user`."""
         return await self.get_exchanges_by_user(uid)
 
+    @cache_manager.cache_on_exchange_methods
     async def get_active_exchanges(self) -> list[Exchange]:
         """All active accounts of all users, oldest first."""
         return list(await self.session.scalars(select(Exchange).where(Exchange.active).order_by(Exchange.ex_id)))
@@ -388,6 +392,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
             return await self.session.scalar(select(CatExchange.cat_ex_id).where(CatExchange.name == name))
         return await self.session.scalar(select(Exchange.cat_ex_id).where(Exchange.ex_id == ex_id))
 
+    @cache_manager.cache_on_exchange_methods
     async def get_exchange_catalog(self) -> list[CatExchange]:
         """All catalog exchanges by name."""
         return list(await self.session.scalars(select(CatExchange).order_by(CatExchange.name)))

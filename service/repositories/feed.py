@@ -10,7 +10,7 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.feed import BotFeedsChanged, FeedView
 from service.models import Bot, BotExchange, Exchange, Feed, Strategy, Symbol
 from service.outbox import record
-from service.repositories.base import BaseRepository, differing
+from service.repositories.base import BaseRepository, differing, locked
 
 _UNSAID: Final[dict[str, Any]] = {"str_id": None, "ex_id": None, "enabled": True}
 
@@ -21,11 +21,38 @@ Key = tuple[int | None, int, str]
 class FeedRepository(BaseRepository[Feed]):
     """Feeds by the bot that listens to them. Who changes some holds the bot's row, so that places stay unique."""
 
+    view = FeedView
+    updated = BotFeedsChanged
+    deleted = BotFeedsChanged
+
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Feed)
 
+    async def create(self, data: dict[str, Any]) -> Feed:
+        """The feed of the bot that ``data`` name. See `add`."""
+        bot = await locked(self.session, Bot, data["bot_id"], "bot_id")
+        feed, _ = await self.add(bot, {name: value for name, value in data.items() if name != "bot_id"})
+        return feed
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Feed:  # noqa: A002
+        """The feed enabled or not, or at another place; the rest tells it apart from others."""
+        if others := sorted(updates.keys() - {"enabled", "order"}):
+            raise Refusal(ErrorCode.VALIDATION, "is changed with edit_feeds", field=others[0])
+        await self._hold_bot_of(id)
+        return await super().update(id, updates, expected_version=expected_version)
+
+    async def delete(self, id: int) -> None:  # noqa: A002 - the name callers know
+        """Have the bot listen to it no more; ``not_found`` without such a feed."""
+        await self._hold_bot_of(id)
+        await super().delete(id)
+
+    async def _hold_bot_of(self, feed_id: int) -> None:
+        bot = select(Feed.bot_id).where(Feed.feed_id == feed_id).scalar_subquery()
+        await self.session.execute(select(Bot.bot_id).where(Bot.bot_id == bot).with_for_update())
+
     async def add(self, bot: Bot, feed_data: dict[str, Any]) -> tuple[Feed, bool]:
         """The feed, and whether it is new; ``conflict`` if the bot has it with other content."""
+        feed_data = dict(feed_data)
         await self._check(bot, [feed_data], path="")
         feeds = await self.of_bot(bot.bot_id)
         existing = next((feed for feed in feeds if _key(feed) == _key_of(feed_data)), None)

@@ -1,9 +1,9 @@
 """Orders in the database."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -26,6 +26,8 @@ _NEXT: Final[dict[str, frozenset[str]]] = {
 }
 
 
+_CHANGING: Final = frozenset({"status", "ex_order_id", "filled_size", "avg_fill_price", "reason"})
+
 # Wide enough for the product of two amounts of 38 digits.
 _EXACT: Final = Context(prec=80)
 _FINEST_PRICE: Final = Decimal("1e-18")
@@ -34,12 +36,24 @@ _FINEST_PRICE: Final = Decimal("1e-18")
 class OrderRepository(BaseRepository[Order]):
     """Orders by id, by the exchange's id and by who has them open."""
 
+    never: ClassVar[Mapping[str, str]] = {"delete": "an order stays on record; end it with update_status"}
+
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Order)
 
     async def create(self, data: dict[str, Any]) -> Order:
         """The order, stored if its ``client_order_id`` was not stored before. See `place`."""
         order, _ = await self.place(data)
+        return order
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Order:  # noqa: A002
+        """The order moved on as ``updates`` say. See `update_status`, by whose fields an order changes."""
+        if decided := sorted(updates.keys() - _CHANGING):
+            raise Refusal(ErrorCode.VALIDATION, "was decided when the order was placed", field=decided[0])
+        said = exact(updates)
+        if "status" not in said:
+            said["status"] = (await self._locked(id, "order_id")).status
+        order, _ = await self.update_status(id, **said, expected_version=expected_version)
         return order
 
     async def place(self, data: dict[str, Any]) -> tuple[Order, bool]:
@@ -334,6 +348,11 @@ class OrderRepository(BaseRepository[Order]):
         return list(
             await self.session.scalars(orders.order_by(Order.timestamp.desc(), Order.order_id.desc()).limit(limit))
         )
+
+    async def get_all_orders(self, limit: int = 100, *, cursor: str | None = None) -> list[Order]:
+        """Orders of everybody, those recorded last first."""
+        newest = select(Order).where(behind(cursor, Order.order_id, newest_first=True))
+        return list(await self.session.scalars(newest.order_by(Order.order_id.desc()).limit(limit)))
 
     async def get_bot_orders(self, bot_id: int, status: str | None = None, limit: int = 100) -> list[Order]:
         """A bot's orders, or those of that status, newest first."""

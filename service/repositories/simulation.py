@@ -1,6 +1,7 @@
 """Results of simulations in the database."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -9,14 +10,24 @@ from sqlalchemy.orm import defer
 from contracts.simulation import SimulationSaved, SimulationSummary
 from service.models import Bot, Simulation
 from service.outbox import record
-from service.repositories.base import BaseRepository, differing, exact
+from service.repositories.base import BaseRepository, differing, exact, locked
 
 
 class SimulationRepository(BaseRepository[Simulation]):
     """Simulations by id and by the bot that was simulated."""
 
+    never: ClassVar[Mapping[str, str]] = {
+        "update": "a simulation is saved again under its name",
+        "delete": "a simulation goes with its bot, or once it is old",
+    }
+
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Simulation)
+
+    async def create(self, data: dict[str, Any]) -> Simulation:
+        """The simulation, in place of an earlier one of the bot that had its name."""
+        simulation, _ = await self.save(await locked(self.session, Bot, data["bot_id"], "bot_id"), data)
+        return simulation
 
     async def save(self, bot: Bot, simulation_data: dict[str, Any]) -> tuple[Simulation, bool]:
         """The simulation, in place of an earlier one of that name, and whether it tells anything new.

@@ -38,6 +38,21 @@ class StrategyRepository(BaseRepository[Strategy]):
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Strategy)
 
+    async def create(self, data: dict[str, Any]) -> Strategy:
+        """What a bot runs from now on. See `add_bot_strategy`."""
+        return await self.add_bot_strategy(data)
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Strategy:  # noqa: A002
+        """The strategy with ``updates`` applied. See `edit_base_strat_params`."""
+        return await self.edit_base_strat_params(id, self._changeable(updates), expected_version=expected_version)
+
+    async def delete(self, id: int) -> None:  # noqa: A002 - the name callers know
+        """Have the bot run it no more. See `del_bot_strategy`."""
+        bot_id = await self.session.scalar(select(Strategy.bot_id).where(Strategy.str_id == id))
+        if bot_id is None:
+            raise Refusal(ErrorCode.NOT_FOUND, f"there is no strategy {id}", field="str_id")
+        await self.del_bot_strategy(bot_id, id)
+
     async def install_strategy(
         self, cat_strategy: dict[str, Any], params: dict[str, str] | None = None
     ) -> tuple[CatStrategy, bool]:

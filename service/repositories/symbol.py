@@ -9,18 +9,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolCreated, SymbolDeleted, SymbolsChanged, SymbolUpdated, SymbolView
+from service.cache import cache_manager
 from service.cursor import behind
 from service.models import CatExchange, DryTrade, Exchange, Order, Position, Symbol, Trade
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing
+from service.repositories.base import BaseRepository, check_version, differing, exact
 
 # asyncpg binds at most 32,767 parameters in a statement, and a symbol has fifteen.
 _ROWS_PER_INSERT = 1_000
 
+_USUAL_DECIMALS: Final = 8
+
 # Rows of one INSERT name the same columns; these stand in for what a symbol leaves out.
 _UNSAID: Final[dict[str, Any]] = {
     **dict.fromkeys(("ticker", "base", "quote", "tick_size", "step_size", "min_size", "max_size")),
-    "decimals": 8,
+    "decimals": _USUAL_DECIMALS,
     "status": "active",
     "updateframe": "1h",
     "backtest": False,
@@ -47,6 +50,14 @@ class SymbolRepository(BaseRepository[Symbol]):
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Symbol)
+
+    async def create(self, data: dict[str, Any]) -> Symbol:
+        """The symbol, listed if it was not. See `add_symbol`."""
+        return await self.add_symbol(data)
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Symbol:  # noqa: A002
+        """The symbol with ``updates`` applied. See `update_symbol`."""
+        return await self.update_symbol(id, updates, expected_version=expected_version)
 
     async def add_symbol(self, symbol_data: dict[str, Any]) -> Symbol:
         """The symbol, listed if it was not. ``conflict`` if it is listed with other content."""
@@ -153,6 +164,10 @@ class SymbolRepository(BaseRepository[Symbol]):
         record(self.session, SymbolDeleted, before=SymbolView.model_validate(symbol))
         return symbol
 
+    async def remove_symbol(self, symbol_id: int) -> Symbol:
+        """The symbol as it was. See `delete_symbol`."""
+        return await self.delete_symbol(symbol_id)
+
     async def sync_exchange_symbols(self, ex_id: int, symbols: Sequence[dict[str, Any]]) -> Synced:
         """Bring the catalog of an account to ``symbols``: those it lacks are listed, the others changed.
 
@@ -168,7 +183,7 @@ class SymbolRepository(BaseRepository[Symbol]):
         )
         if catalog is None:
             raise Refusal(ErrorCode.NOT_FOUND, f"there is no exchange account {ex_id}", field="ex_id")
-        wanted, errors = _each_once(symbols)
+        wanted, errors = _each_once([exact(dict(symbol)) for symbol in symbols])
         names = sorted(wanted)
         listed = {
             symbol.symbol: symbol
@@ -229,12 +244,14 @@ class SymbolRepository(BaseRepository[Symbol]):
             found = found.where(Symbol.exchange_id == cat_ex_id)
         return list(await self.session.scalars(found.order_by(Symbol.symbol, Symbol.id).limit(limit)))
 
+    @cache_manager.cache_on_symbol_methods
     async def get_by_symbol(self, symbol: str, cat_ex_id: int) -> Symbol | None:
         """The symbol of that name on a catalog exchange, or None."""
         return await self.session.scalar(
             select(Symbol).where(Symbol.symbol == symbol, Symbol.exchange_id == cat_ex_id)
         )
 
+    @cache_manager.cache_on_symbol_methods
     async def get_by_exchange_id(self, cat_ex_id: int) -> list[Symbol]:
         """All symbols of a catalog exchange by name."""
         return list(
@@ -243,13 +260,18 @@ class SymbolRepository(BaseRepository[Symbol]):
 
     async def get_id_by_symbol(self, symbol: str, cat_ex_id: int) -> int | None:
         """The id of that symbol, or None."""
-        return await self.session.scalar(
-            select(Symbol.id).where(Symbol.symbol == symbol, Symbol.exchange_id == cat_ex_id)
-        )
+        found = await self.get_by_symbol(symbol, cat_ex_id)
+        return None if found is None else found.id
 
+    @cache_manager.cache_on_symbol_methods
     async def get_decimals(self, symbol_id: int) -> int | None:
         """Decimal places of the symbol's prices, or None without such a symbol."""
         return await self.session.scalar(select(Symbol.decimals).where(Symbol.id == symbol_id))
+
+    async def get_symbol_decimals(self, symbol: str, cat_ex_id: int) -> int:
+        """Decimal places of the prices of the symbol of that name; 8 for one that is not listed."""
+        found = await self.get_by_symbol(symbol, cat_ex_id)
+        return _USUAL_DECIMALS if found is None else found.decimals
 
     async def symbol_exists(self, symbol: str, cat_ex_id: int) -> bool:
         """Whether a catalog exchange lists the symbol."""
@@ -258,7 +280,7 @@ class SymbolRepository(BaseRepository[Symbol]):
 
 def _columns(data: dict[str, Any]) -> dict[str, Any]:
     """The manual says ``exchange_id`` for the catalog exchange, messages say ``cat_ex_id``; the column is one."""
-    return {("exchange_id" if name == "cat_ex_id" else name): value for name, value in data.items()}
+    return {("exchange_id" if name == "cat_ex_id" else name): value for name, value in exact(data).items()}
 
 
 def _key(symbol: dict[str, Any]) -> tuple[int, str]:

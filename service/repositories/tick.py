@@ -1,8 +1,8 @@
 """Ticks in the database."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -20,6 +20,10 @@ _ROWS_PER_INSERT: Final = 4_000
 
 class TickRepository(BaseRepository[Tick]):
     """Prices that were seen."""
+
+    never: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("create", "update", "delete"), "ticks come many at once and stay as they are; use record_ticks"
+    )
 
     def __init__(self, session: AsyncSession) -> None:
         super().__init__(session, Tick)

@@ -22,15 +22,17 @@ from contracts.trade import (
     DryTradeView,
     RecordDryTrade,
     RecordTrade,
+    TradeDeleted,
     TradeFields,
     TradeRecorded,
+    TradeUpdated,
     TradeView,
 )
 from service.cursor import behind
 from service.errors import is_transient, refusal_for
 from service.models import Bot, DryTrade, Order, Trade
 from service.outbox import cause, record
-from service.repositories.base import BaseRepository, differing, exact, in_utc
+from service.repositories.base import BaseRepository, check_version, differing, exact, in_utc
 from service.repositories.ownership import Parties, catalog_of, check_order
 from service.repositories.trade_statements import (
     RECORD_NEW,
@@ -47,6 +49,7 @@ _EXACT: Final = Context(prec=80)
 
 # What a trade of a list may say.
 _STATED: Final = tuple(TradeFields.model_fields)
+_COMPUTED: Final = frozenset({"roi", "roi_pct"})
 _ROWS_PER_STATEMENT: Final = MAX_CHANGES_PER_EVENT
 
 
@@ -73,6 +76,14 @@ class TradeRepository(BaseRepository[Trade]):
         """The trade, stored if it was not stored before. See `record_trade`."""
         trade, _ = await self.record_trade(data)
         return trade
+
+    async def update(self, id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Trade:  # noqa: A002
+        """The trade with another roi. See `update_trade`."""
+        return await self.update_trade(id, updates, expected_version=expected_version)
+
+    async def delete(self, id: int) -> None:  # noqa: A002 - the name callers know
+        """Take back a trade that was put on record by hand. See `delete_trade`."""
+        await self.delete_trade(id)
 
     async def record_trade(self, data: dict[str, Any]) -> tuple[Trade, bool]:
         """The trade, and whether it is new.
@@ -207,6 +218,47 @@ class TradeRepository(BaseRepository[Trade]):
         record(self.session, TradeRecorded, before=before, after=TradeView.model_validate(trade))
         return trade, True
 
+    async def update_trade(
+        self, trade_id: int, updates: dict[str, Any], *, expected_version: int | None = None
+    ) -> Trade:
+        """The trade with another ``roi`` or ``roi_pct``, which are computed about it; what was traded is a fact.
+
+        ``not_found`` without such a trade, ``conflict`` if it is not at ``expected_version``, ``validation`` for
+        any other field.
+        """
+        if facts := sorted(updates.keys() - _COMPUTED):
+            raise Refusal(ErrorCode.VALIDATION, "is a fact of the ledger and is not changed", field=facts[0])
+        trade = await self._locked(trade_id, "trade_id")
+        check_version(trade, expected_version)
+        values = exact(updates)
+        if not differing(trade, values):
+            return trade
+        before = TradeView.model_validate(trade)
+        for name, value in values.items():
+            setattr(trade, name, value)
+        trade.row_version += 1
+        await self.session.flush()
+        record(self.session, TradeUpdated, before=before, after=TradeView.model_validate(trade))
+        return trade
+
+    async def delete_trade(self, trade_id: int, *, expected_version: int | None = None) -> Trade:
+        """The trade as it was, taken back: one that was put on record by hand.
+
+        ``not_found`` without such a trade; ``conflict`` for one that an exchange knows or that fills an order,
+        or that is not at ``expected_version``.
+        """
+        trade = await self._locked(trade_id, "trade_id")
+        check_version(trade, expected_version)
+        if trade.ex_trade_id is not None:
+            raise Refusal(ErrorCode.CONFLICT, "is on record at the exchange too, and stays", field="trade_id")
+        if trade.order_id is not None:
+            raise Refusal(ErrorCode.CONFLICT, f"fills order {trade.order_id}, and stays", field="trade_id")
+        before = TradeView.model_validate(trade)
+        await self.session.delete(trade)
+        await self.session.flush()
+        record(self.session, TradeDeleted, before=before)
+        return trade
+
     async def save_dry_trade(self, data: dict[str, Any]) -> DryTrade:
         """A new dry trade.
 
@@ -285,13 +337,26 @@ class TradeRepository(BaseRepository[Trade]):
         """Trades of a symbol, newest first."""
         return await self.get_live_trades(symbol_id=symbol_id, limit=limit)
 
-    async def get_trades(self, ex_id: int, symbol_id: int | None = None, limit: int = 100) -> list[Trade]:
-        """Trades on an account, newest first."""
-        return await self.get_live_trades(ex_id=ex_id, symbol_id=symbol_id, limit=limit)
+    async def get_trades(
+        self,
+        ex_id: int,
+        symbol_id: int | None = None,
+        limit: int = 100,
+        *,
+        last: bool = False,
+        uncalculated: bool = False,
+    ) -> list[Trade]:
+        """Trades on an account, newest first: the newest alone, or those whose roi nobody has computed yet."""
+        trades = self._newest(None).where(Trade.ex_id == ex_id)
+        if symbol_id is not None:
+            trades = trades.where(Trade.symbol_id == symbol_id)
+        if uncalculated:
+            trades = trades.where(Trade.roi.is_(None))
+        return list(await self.session.scalars(trades.limit(1 if last else limit)))
 
     async def get_last_trade(self, ex_id: int) -> Trade | None:
         """The newest trade on an account, or None."""
-        return next(iter(await self.get_trades(ex_id, limit=1)), None)
+        return next(iter(await self.get_trades(ex_id, last=True)), None)
 
     async def get_dry_trades(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import joinedload
 
 from contracts.bot import BotDeleted, BotExchangeRemoved, BotExchangeView, BotView
 from contracts.errors import ErrorCode, Refusal
@@ -195,11 +195,12 @@ class UserRepository(BaseRepository[User]):
         return list(await self.session.scalars(page))
 
     async def get_user_with_bots(self, uid: int) -> User | None:
-        """The user with ``bots`` loaded, or None."""
-        return await self.session.scalar(
-            select(User).where(User.uid == uid).options(selectinload(User.bots)),
+        """The user with ``bots`` loaded, in one query, or None."""
+        found = await self.session.scalars(
+            select(User).where(User.uid == uid).options(joinedload(User.bots)),
             execution_options={"populate_existing": True},
         )
+        return found.unique().one_or_none()
 
     async def renew_secrets(self, after: int, limit: int) -> Renewal:
         """Store the second factors of some users, from behind the id ``after`` on, under the present storage key."""

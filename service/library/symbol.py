@@ -1,0 +1,114 @@
+"""Symbols."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+
+from contracts import cache_keys
+from contracts.base import refusal_of
+from contracts.errors import ErrorCode, Refusal
+from contracts.symbol import SymbolFields, SymbolView
+from service.cache import cache_manager, detached, keys_of_symbol
+from service.database import build_session_maker, get_async_session, get_engine
+from service.errors import is_transient
+from service.models import Symbol
+from service.repositories import SymbolRepository
+
+log = structlog.get_logger()
+
+_SYMBOLS = TypeAdapter(list[SymbolView])
+_LAST_KNOWN_SECONDS = 7 * 86_400
+
+
+async def bulk_create_symbols(symbols_data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """List many symbols at once: ``{created, existing, failed, failures}``, a failure being ``{data, error}``.
+
+    One that is refused does not hold up the others; ``existing`` were listed before with the same content.
+    """
+    wanted: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    failures = []
+    for data in symbols_data:
+        try:
+            fields = {("cat_ex_id" if name == "exchange_id" else name): value for name, value in data.items()}
+            wanted.append((data, SymbolFields.model_validate(fields).model_dump(exclude_unset=True)))
+        except ValidationError as error:
+            failures.append({"data": data, "error": str(refusal_of(error))})
+    async with get_async_session() as session:
+        outcomes = await SymbolRepository(session).add_symbols([symbol for _, symbol in wanted])
+    created = existing = 0
+    for (data, _), outcome in zip(wanted, outcomes, strict=True):
+        if isinstance(outcome, Refusal):
+            failures.append({"data": data, "error": str(outcome)})
+        elif outcome[1]:
+            created += 1
+        else:
+            existing += 1
+    return {"created": created, "existing": existing, "failed": len(failures), "failures": failures}
+
+
+async def warm_symbol_cache(exchange_id: int) -> int:
+    """Cache the list of a catalog exchange and each of its symbols; gives the number of symbols.
+
+    Two statements and a few round trips to Redis for any number of them.
+    """
+    listed = await _symbols_in_database(exchange_id)
+    keys = [key for symbol in listed for key in keys_of_symbol(symbol.symbol_id, symbol.symbol, exchange_id)]
+
+    async def load() -> dict[str, bytes]:
+        # Read anew: what is stored under a lease was read after the lease was taken.
+        symbols = await _symbols_in_database(exchange_id)
+        values = {cache_keys.symbols_of_exchange(exchange_id): _SYMBOLS.dump_json(symbols)}
+        for symbol in symbols:
+            view = symbol.model_dump_json().encode()
+            values[cache_keys.symbol(symbol.symbol, exchange_id)] = view
+            values[cache_keys.symbol_by_id(symbol.symbol_id)] = view
+            values[cache_keys.symbol_decimals(symbol.symbol_id)] = str(symbol.decimals).encode()
+        return values
+
+    await cache_manager.values.fill([cache_keys.symbols_of_exchange(exchange_id), *keys], load)
+    log.info("cache_warmed", cat_ex_id=exchange_id, symbols=len(listed))
+    return len(listed)
+
+
+async def _symbols_in_database(cat_ex_id: int) -> list[SymbolView]:
+    # Not one of `get_async_session`, which would ask the cache.
+    async with build_session_maker(get_engine())() as session:
+        return _SYMBOLS.validate_python(await SymbolRepository(session).get_by_exchange_id(cat_ex_id))
+
+
+async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:
+    """The symbols of a catalog exchange; with the database away, as this function has seen them last.
+
+    Last means within a week, by whatever process. ``unavailable`` if they cannot be had either way: an empty list
+    means that there are none.
+    """
+    try:
+        async with get_async_session() as session:
+            symbols = await SymbolRepository(session).get_by_exchange_id(exchange_id)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        log.warning("database_away", cat_ex_id=exchange_id, error=type(error).__name__, answer="last known")
+        return await _last_known(exchange_id)
+    with suppress(RedisError, OSError, TimeoutError):
+        copy = _SYMBOLS.dump_json(_SYMBOLS.validate_python(symbols))
+        await cache_manager.redis_client.setex(_name_of_last_known(exchange_id), _LAST_KNOWN_SECONDS, copy)
+    return symbols
+
+
+async def _last_known(cat_ex_id: int) -> list[Symbol]:
+    copy = None
+    with suppress(RedisError, OSError, TimeoutError):
+        copy = await cache_manager.redis_client.get(_name_of_last_known(cat_ex_id))
+    if copy is None:
+        raise Refusal(ErrorCode.UNAVAILABLE, "neither the database nor Redis has the symbols", retryable=True)
+    return [detached(Symbol, view) for view in _SYMBOLS.validate_json(copy)]
+
+
+def _name_of_last_known(cat_ex_id: int) -> str:
+    """Beside the cache, of which nothing is given out that may be stale."""
+    return f"{cache_manager.settings.cache_namespace}:last_known:{cache_keys.symbols_of_exchange(cat_ex_id)}"
