@@ -90,7 +90,9 @@ def announcement(settings: Settings) -> Callable[[Run, AsyncSession], None]:
 
 
 async def _cutoff(session: AsyncSession, age: timedelta) -> datetime:
-    cutoff: datetime = (await session.execute(text("SELECT now() - :age"), {"age": age})).scalar_one()
+    cutoff: datetime = (
+        await session.execute(text("SELECT now() - CAST(:age AS interval)"), {"age": age})
+    ).scalar_one()
     return cutoff
 
 
@@ -109,7 +111,7 @@ async def _old_partitions(session: AsyncSession, table: str, cutoff: datetime) -
 
 async def _all_came_before(session: AsyncSession, partition: str, cutoff: datetime) -> bool:
     """Whether no message with an old id has come since: it is remembered as long as any other."""
-    later = text(f"SELECT FROM {partition} WHERE received_at >= :cutoff LIMIT 1")
+    later = text(f"SELECT 1 FROM {partition} WHERE received_at >= :cutoff LIMIT 1")
     return (await session.execute(later, {"cutoff": cutoff})).first() is None
 
 
@@ -122,7 +124,7 @@ async def _drop(session: AsyncSession, partition: str) -> None:
 async def _delete(session: AsyncSession, part: str, column: str, age: timedelta, limit: int) -> int:
     # Rows that somebody holds at the moment are left for the next time.
     some = (
-        f"SELECT ctid FROM {part} WHERE {column} < now() - :age "  # noqa: S608 - of names above
+        f"SELECT ctid FROM {part} WHERE {column} < now() - CAST(:age AS interval) "  # noqa: S608 - of names above
         "LIMIT :limit FOR UPDATE SKIP LOCKED"
     )
     statement = text(f"DELETE FROM {part} WHERE ctid = ANY(ARRAY({some}))")  # noqa: S608 - as above

@@ -95,12 +95,14 @@ async def make_partitions(run: Run, retention: Mapping[str, timedelta]) -> None:
         async with run.step() as session:
             now: datetime = (await session.execute(text("SELECT clock_timestamp()"))).scalar_one()
             made = (await partitions(session, table)).values()
+        kept_from = now - retention.get(table.table, _LOOK_BACK)
         present = table.period(now)
         ahead = (present.start + n * table.length for n in range(table.ahead // table.length + 1))
-        periods_kept = retention.get(table.table, _LOOK_BACK) // table.length
-        back = (present.start - n * table.length for n in range(1, periods_kept))
+        back = (present.start - n * table.length for n in range(1, (now - kept_from) // table.length + 2))
         for start in (*ahead, *back):
             period = table.period(start)
+            if period.end <= kept_from:
+                continue
             if any(other.start < period.end and period.start < other.end for other in made):
                 continue
             async with run.step() as session:

@@ -40,8 +40,11 @@ Start = Callable[..., Scheduler]
 def start(sessions: SessionMaker) -> Start:
     """Makes an instance that runs one job, as often as a test likes."""
 
-    def start(work: Work, *, name: str = "work", interval: float = 3_600, lease: float = 15, **more: Any) -> Scheduler:
-        job = Job(name, more.pop("schedule", Every(timedelta(seconds=interval))), work, **more)
+    def start(
+        work: Work, *, name: str = "work", interval: float = 3_600, lease: float = 15, **more: Any
+    ) -> Scheduler:
+        schedule = more.pop("schedule", Every(timedelta(seconds=interval)))
+        job = Job(name, schedule, work, **more)
         return Scheduler(sessions, [job], duration=timedelta(seconds=lease))
 
     return start

@@ -83,9 +83,7 @@ class TestAnInstance:
 
         assert ran == 1
 
-    async def test_goes_on_with_its_other_work_while_a_job_fails(
-        self, start: Start, sql: asyncpg.Connection
-    ) -> None:
+    async def test_goes_on_with_its_other_work_while_a_job_fails(self, start: Start, sql: asyncpg.Connection) -> None:
         attempts = 0
 
         async def work(run: Run) -> None:
@@ -225,9 +223,7 @@ class TestAnInstanceThatGoesAway:
 
 
 class TestARunByHand:
-    async def test_is_done_at_once_and_leaves_the_schedule_alone(
-        self, start: Start, sql: asyncpg.Connection
-    ) -> None:
+    async def test_is_done_at_once_and_leaves_the_schedule_alone(self, start: Start, sql: asyncpg.Connection) -> None:
         scheduler = start(counting, schedule=Daily(time(2)))
         await scheduler.look()
         due = await sql.fetchval("SELECT due_at FROM job_runs")
