@@ -262,7 +262,8 @@ async def desk(direct: Direct) -> Desk:
 
 def relied_on_cache(redis: Redis) -> LeasedCache:
     """A cache that is used, as it is beside a service that keeps it fresh."""
-    return LeasedCache(redis, namespace="persistence", ttl=LibrarySettings.read().cache_ttl)
+    ttl, count = LibrarySettings.read().cache_ttl, cache_manager.values._count
+    return LeasedCache(redis, namespace="persistence", ttl=ttl, count=count)
 
 
 @pytest.fixture
