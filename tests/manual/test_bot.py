@@ -1,8 +1,6 @@
 """The BotRepository of the manual."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -20,15 +18,8 @@ from service import (
     get_async_session,
     get_engine,
 )
-from tests.builders import counted_statements
 from tests.manual.conftest import Furnished, Market, a_market
-
-
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """What reaches the database inside of the block."""
-    with counted_statements(get_engine()) as sent:
-        yield sent
+from tests.observe import statements
 
 
 @pytest.mark.manual("R20", "add_bot")
@@ -167,7 +158,7 @@ async def test_get_bot_list_is_of_all_or_of_a_user(market: Market) -> None:
 async def test_get_bot_full_list_takes_as_many_statements_for_many(furnished: Furnished) -> None:
     async def asked() -> tuple[list[Bot], int]:
         async with get_async_session() as session:
-            with statements() as sent:
+            with statements(get_engine()) as sent:
                 bots = await BotRepository(session).get_bot_full_list()
             return bots, len(sent)
 

@@ -23,9 +23,9 @@ from service import (
     get_user_trading_summary,
 )
 from service.database import build_session_maker
-from tests.builders import counted_statements
 from tests.manual.checklist import row
 from tests.manual.conftest import Market
+from tests.observe import statements
 
 NAMESPACE = "persistence"
 
@@ -146,7 +146,7 @@ CACHED = [
 async def test_is_read_once_and_again_when_it_has_changed(shop: Market, cached: Cached) -> None:
     async with get_async_session() as session:
         first = await cached.ask(session, shop)
-    with counted_statements(get_engine()) as statements:
+    with statements(get_engine()) as statements:
         async with get_async_session() as session:
             second = await cached.ask(session, shop)
     held = await stored(cached.key(shop))
@@ -178,7 +178,7 @@ async def test_id_and_existence_lie_under_the_symbol(shop: Market) -> None:
         symbol_repo = SymbolRepository(session)
         assert await symbol_repo.get_id_by_symbol("BTC/USDT", catalog) == shop.symbol.id
         assert not await symbol_repo.symbol_exists("ETH/USDT", catalog)
-    with counted_statements(get_engine()) as statements:
+    with statements(get_engine()) as statements:
         async with get_async_session() as session:
             symbol_repo = SymbolRepository(session)
             assert await symbol_repo.symbol_exists("BTC/USDT", catalog)

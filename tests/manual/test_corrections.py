@@ -85,9 +85,9 @@ from service.lookup_server import LookupServer
 from service.models import BotExchange, DeadLetter, Strategy
 from service.received import Received
 from service.registry import Handler
-from tests.builders import Desk, Direct, a_desk, counted_statements, received
+from tests.builders import Desk, Direct, a_desk, received
 from tests.manual.conftest import Market, asked, stale_keys
-from tests.observe import refusal
+from tests.observe import refusal, statements
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$" + "a" * 43
@@ -337,7 +337,7 @@ async def test_cached_methods_are_awaited(relied_on: None, market: Market) -> No
     async with get_async_session() as session:
         symbol_repo = SymbolRepository(session)
         first = await symbol_repo.get_by_symbol("BTC/USDT", market.catalog.cat_ex_id)
-        with counted_statements(get_engine()) as sent:
+        with statements(get_engine()) as sent:
             second = await symbol_repo.get_by_symbol("BTC/USDT", market.catalog.cat_ex_id)
 
     assert first is not None
@@ -539,7 +539,7 @@ async def test_both_owners_of_an_account_are_named(direct: Direct, desk: Desk, s
 @pytest.mark.manual("X35", "warming takes two statements per catalog")
 async def test_warming_many_symbols_takes_no_more_statements(relied_on: None, market: Market) -> None:
     async def warmed() -> tuple[int, int]:
-        with counted_statements(get_engine()) as sent:
+        with statements(get_engine()) as sent:
             return await warm_symbol_cache(market.catalog.cat_ex_id), len(sent)
 
     one, for_one = await warmed()
@@ -643,7 +643,7 @@ async def test_collections_are_loaded_side_by_side(direct: Direct, desk: Desk, s
     for timeframe in ("1m", "5m", "1h"):
         await direct.call(AddFeedToBot(bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe=timeframe))
     async with sessions() as session:
-        with counted_statements(get_engine()) as sent:
+        with statements(get_engine()) as sent:
             [bot] = await BotRepository(session).get_bots_with_details([desk.bot.bot_id])
 
     assert (len(bot.feeds), len(bot.bot_exchanges)) == (3, 1)
@@ -756,7 +756,7 @@ async def test_a_bot_trades_for_real_only_with_an_account(
 async def test_a_hundred_symbols_take_as_many_statements_as_one(market: Market) -> None:
     async def statements_for(number: int, prefix: str) -> int:
         async with get_async_session() as session:
-            with counted_statements(get_engine()) as sent:
+            with statements(get_engine()) as sent:
                 await SymbolRepository(session).add_symbols(
                     [{"symbol": f"{prefix}{i}/USDT", "exchange_id": market.catalog.cat_ex_id} for i in range(number)]
                 )

@@ -61,8 +61,8 @@ from service import (
 from service.base import Base
 from service.library import user as user_functions
 from service.types import Double, double_precision, double_precision_nullable, money, serial_primary_key
-from tests.builders import counted_statements
 from tests.manual.conftest import Market
+from tests.observe import statements
 
 HASHED = hashlib.sha256(b"password").hexdigest()
 
@@ -297,9 +297,9 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     catalog = market.catalog.cat_ex_id
     await bulk_create_symbols([{"symbol": f"S{number}/USDT", "exchange_id": catalog} for number in range(600)])
 
-    with counted_statements(get_engine()) as warming:
+    with statements(get_engine()) as warming:
         assert await warm_symbol_cache(catalog) == 601
-    with counted_statements(get_engine()) as reading:
+    with statements(get_engine()) as reading:
         async with get_async_session() as session:
             symbol_repo = SymbolRepository(session)
             symbols = await symbol_repo.get_by_exchange_id(catalog)
@@ -319,7 +319,7 @@ async def test_get_user_with_bots_optimized_is_one_query(market: Market) -> None
     async with get_async_session() as session:
         await BotRepository(session).add_bot({"uid": market.user.uid, "name": "Second"})
 
-    with counted_statements(get_engine()) as statements:
+    with statements(get_engine()) as statements:
         user = await get_user_with_bots_optimized(market.user.uid)
 
     assert user is not None
@@ -339,7 +339,7 @@ async def test_get_bots_with_details_batch_loads_all_at_once(market: Market) -> 
         ]
     counts = []
     for ids in ([market.bot.bot_id], [others[0].bot_id, market.bot.bot_id, 99, others[2].bot_id]):
-        with counted_statements(get_engine()) as statements:
+        with statements(get_engine()) as statements:
             bots = await get_bots_with_details_batch(ids)
         counts.append(len(statements))
 
@@ -387,7 +387,7 @@ async def test_get_user_trading_stats_is_one_query(market: Market) -> None:
             ]
         )
 
-    with counted_statements(get_engine()) as statements:
+    with statements(get_engine()) as statements:
         stats = await get_user_trading_stats(market.user.uid)
 
     assert stats == {

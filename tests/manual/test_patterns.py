@@ -30,8 +30,8 @@ from service import (
     get_trades_paginated,
     warm_symbol_cache,
 )
-from tests.builders import counted_statements
 from tests.manual.conftest import Market, a_market
+from tests.observe import statements
 
 
 async def addresses() -> set[str]:
@@ -150,7 +150,7 @@ async def test_a_cache_is_warmed_before_anybody_asks(relied_on: None, market: Ma
     assert await warm_symbol_cache(market.catalog.cat_ex_id) == 1
 
     async with get_async_session() as session:
-        with counted_statements(get_engine()) as sent:
+        with statements(get_engine()) as sent:
             symbol_repo = SymbolRepository(session)
             assert await symbol_repo.get_by_symbol("BTC/USDT", market.catalog.cat_ex_id)
             assert await symbol_repo.get_decimals(market.symbol.id) == 2
