@@ -146,7 +146,7 @@ CACHED = [
 async def test_is_read_once_and_again_when_it_has_changed(shop: Market, cached: Cached) -> None:
     async with get_async_session() as session:
         first = await cached.ask(session, shop)
-    with statements(get_engine()) as statements:
+    with statements(get_engine()) as sent:
         async with get_async_session() as session:
             second = await cached.ask(session, shop)
     held = await stored(cached.key(shop))
@@ -159,7 +159,7 @@ async def test_is_read_once_and_again_when_it_has_changed(shop: Market, cached: 
         third = await cached.ask(session, shop)
 
     assert cached.shown(first) == cached.shown(second) == cached.before
-    assert statements == []
+    assert sent == []
     assert held is not None
     # A transaction sees its own changes, and others see them when they are committed.
     assert cached.shown(inside) == cached.after
@@ -178,7 +178,7 @@ async def test_id_and_existence_lie_under_the_symbol(shop: Market) -> None:
         symbol_repo = SymbolRepository(session)
         assert await symbol_repo.get_id_by_symbol("BTC/USDT", catalog) == shop.symbol.id
         assert not await symbol_repo.symbol_exists("ETH/USDT", catalog)
-    with statements(get_engine()) as statements:
+    with statements(get_engine()) as sent:
         async with get_async_session() as session:
             symbol_repo = SymbolRepository(session)
             assert await symbol_repo.symbol_exists("BTC/USDT", catalog)
@@ -188,7 +188,7 @@ async def test_id_and_existence_lie_under_the_symbol(shop: Market) -> None:
     async with get_async_session() as session:
         assert await SymbolRepository(session).get_id_by_symbol("ETH/USDT", catalog) == added.id
 
-    assert statements == []
+    assert sent == []
 
 
 @pytest.mark.manual("K8", "user:trading_summary:{uid}", differs="X46: totals are of all trades")

@@ -319,12 +319,12 @@ async def test_get_user_with_bots_optimized_is_one_query(market: Market) -> None
     async with get_async_session() as session:
         await BotRepository(session).add_bot({"uid": market.user.uid, "name": "Second"})
 
-    with statements(get_engine()) as statements:
+    with statements(get_engine()) as sent:
         user = await get_user_with_bots_optimized(market.user.uid)
 
     assert user is not None
     assert [bot.name for bot in user.bots] == ["Scalping Bot V1", "Second"]
-    assert len(statements) == 1
+    assert len(sent) == 1
     assert await get_user_with_bots_optimized(99) is None
 
 
@@ -339,9 +339,9 @@ async def test_get_bots_with_details_batch_loads_all_at_once(market: Market) -> 
         ]
     counts = []
     for ids in ([market.bot.bot_id], [others[0].bot_id, market.bot.bot_id, 99, others[2].bot_id]):
-        with statements(get_engine()) as statements:
+        with statements(get_engine()) as sent:
             bots = await get_bots_with_details_batch(ids)
-        counts.append(len(statements))
+        counts.append(len(sent))
 
     assert [bot.name for bot in bots] == ["Bot 0", "Scalping Bot V1", "Bot 2"]
     assert {bot.user.mail for bot in bots} == {"user@company.com"}
@@ -387,7 +387,7 @@ async def test_get_user_trading_stats_is_one_query(market: Market) -> None:
             ]
         )
 
-    with statements(get_engine()) as statements:
+    with statements(get_engine()) as sent:
         stats = await get_user_trading_stats(market.user.uid)
 
     assert stats == {
@@ -400,7 +400,7 @@ async def test_get_user_trading_stats_is_one_query(market: Market) -> None:
         "net_volume": -500,
     }
     assert all(isinstance(stats[name], Decimal) for name in stats if name != "total_trades")
-    assert len(statements) == 1
+    assert len(sent) == 1
     assert set((await get_user_trading_stats(99)).values()) == {0}
 
 
