@@ -18,7 +18,6 @@ from sqlalchemy.pool.base import ResetStyle
 from structlog.testing import capture_logs
 
 from contracts import ErrorCode, Refusal, new_key_pair, seal, unseal
-from contracts.leased_cache import LeasedCache
 from service import (
     Bot,
     BotRepository,
@@ -66,12 +65,6 @@ from tests.builders import counted_statements
 from tests.manual.conftest import Market
 
 HASHED = hashlib.sha256(b"password").hexdigest()
-
-
-@pytest.fixture
-def relied_on(library: None) -> None:
-    """The cache is used, as it is beside a service that keeps it fresh."""
-    cache_manager.values = LeasedCache(cache_manager.redis_client, namespace="persistence")
 
 
 async def count(model: type[Base]) -> int:
