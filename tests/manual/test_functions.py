@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import uvloop
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.orm import Mapped, mapped_column, selectinload
 from sqlalchemy.pool.base import ResetStyle
@@ -486,10 +486,13 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
     lost = [InterfaceError("COMMIT", None, ConnectionError()), ConnectionRefusedError()]
 
     async def losing(user_data: dict[str, Any], *, is_retry: bool) -> User:
-        """Commits, and lets nobody know for the first two times."""
+        """Cannot connect, or commits and lets nobody know, for as long as something is to be lost."""
+        error = lost.pop(0) if lost else None
+        if isinstance(error, ConnectionRefusedError):
+            raise error
         user = await create(user_data, is_retry=is_retry)
-        if lost:
-            raise lost.pop(0)
+        if error is not None:
+            raise error
         return user
 
     user_data = {"mail": "user@example.com", "password": HASHED, "name": "Ada"}
@@ -497,6 +500,8 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
 
     created = await create_user_with_retry(user_data)
     taken = await create_user_with_retry({**user_data, "name": "Eve"})
+    lost.append(ConnectionRefusedError())
+    taken_meanwhile = await create_user_with_retry({**user_data, "name": "Eve"})
     plain = await create_user_with_retry({"mail": "other@example.com", "password": "secret"})
     monkeypatch.setenv("DATABASE_URL", "postgresql://localhost:1/nothing")
     await dispose_engine()
@@ -504,9 +509,10 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
 
     assert (created["success"], created["attempts"], created["user"]["mail"]) == (True, 3, "user@example.com")
     assert "password" not in created["user"]
-    assert waits == [1, 2, 1]
+    assert waits == [1, 2, 1, 1]
     error = {"success": False, "error": "mail: is taken by another user", "type": "integrity_error", "attempts": 1}
     assert taken == error
+    assert taken_meanwhile == {**error, "attempts": 2}
     assert (plain["success"], plain["type"]) == (False, "unknown_error")
     assert "secret" not in str(plain)
     assert (away["success"], away["type"], away["attempts"]) == (False, "connection_error", 2)
@@ -565,10 +571,16 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
         orders = [await order_repo.create(market.order) for _ in range(6)]
     seen: list[int] = []
 
-    def should_fill_order(order: Order) -> bool:
+    async def should_fill_order(order: Order) -> bool:
         seen.append(order.order_id)
         if order.order_id == orders[1].order_id:
             raise ZeroDivisionError
+        if order.order_id == orders[2].order_id:
+            # It took so long to decide that another worker was given the order.
+            async with get_async_session() as session:
+                await session.execute(
+                    update(Order).where(Order.order_id == order.order_id).values(leased_by="another")
+                )
         return order.order_id != orders[0].order_id
 
     async def get_market_price(symbol_id: int) -> float:
@@ -585,7 +597,7 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
 
     workers = [asyncio.create_task(work()) for _ in range(2)]
     async with asyncio.timeout(20):
-        while await count(Trade) < 4 or len(seen) < 6:
+        while await count(Trade) < 3 or len(seen) < 6:
             await asyncio.sleep(0.05)
     for worker in workers:
         worker.cancel()
@@ -595,8 +607,8 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
         stored = {order.order_id: order for order in await OrderRepository(session).get_all()}
         trades = await TradeRepository(session).get_all()
     assert sorted(seen) == [order.order_id for order in orders]
-    assert [stored[order.order_id].status for order in orders] == ["pending"] * 2 + ["filled"] * 4
-    assert sorted(cast("int", trade.order_id) for trade in trades) == [order.order_id for order in orders[2:]]
+    assert [stored[order.order_id].status for order in orders] == ["pending"] * 3 + ["filled"] * 3
+    assert sorted(cast("int", trade.order_id) for trade in trades) == [order.order_id for order in orders[3:]]
     assert {(trade.price, trade.fee, trade.fee_currency) for trade in trades} == {
         (Decimal("45050.5"), Decimal("0.000001"), "USDT")
     }
