@@ -1,6 +1,8 @@
 # What a developer does here; `make` alone lists it.
 
 PYTHON := .venv/bin/python
+# Tests wait for servers more than they compute, so two processes pay even on few cores.
+TEST_PROCESSES ?= 2
 COMPILE := PATH=".venv/bin:$$PATH" uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--universal --python-version 3.11 --no-emit-package fullon-persistence
 
@@ -16,7 +18,7 @@ up: .venv/.installed ## run the service and its servers until Ctrl-C
 	$(PYTHON) -m deploy.up
 
 test: lint ## check style and types, then run all tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 bench: .venv/.installed ## measure, beside the usual way and the limit (ONLY=name, QUICK=1)
 	$(PYTHON) -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)

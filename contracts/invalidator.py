@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from contracts.amqp import BROKEN_LINK, Link
 from contracts.base import EVENT_TYPES, Event
+from contracts.cache import CacheInvalidated
 from contracts.leased_cache import physical_name
 from contracts.topology import EVENT_QUEUE_ARGUMENTS, EVENTS
 
@@ -41,7 +42,10 @@ class CacheInvalidator:
         bindings: Sequence[str] = ("#",),
         on_event: OnEvent | None = None,
     ) -> None:
-        """``bindings`` are routing keys of events, such as ``symbol.#``; ``on_event`` is called after the removal."""
+        """``bindings`` are routing keys of events, such as ``symbol.#``; ``on_event`` is called after the removal.
+
+        `cache.invalidated` is listened to in any case.
+        """
         self._redis = redis
         self._queue = queue
         self._namespace = namespace
@@ -133,7 +137,7 @@ class CacheInvalidator:
         await channel.set_qos(prefetch_count=_PREFETCH)
         queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(EVENT_QUEUE_ARGUMENTS))
         self._missed = queue.declaration_result.message_count or 0
-        for routing_key in self._bindings:
+        for routing_key in (*self._bindings, CacheInvalidated.wire_name):
             await queue.bind(EVENTS.name, routing_key)
         await queue.consume(self._messages.put)
 

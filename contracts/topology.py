@@ -93,6 +93,9 @@ EVENT_QUEUE_ARGUMENTS: Final = {"x-queue-type": "quorum"}
 FRESH_HEADER: Final = "fresh"
 """A lookup with this header set to true is answered from the database, around the service's cache."""
 
+REMEMBERED_DAYS: Final = 7
+"""How long the service knows a message id again, at least."""
+
 MAX_COMMAND_BYTES: Final = 1024 * 1024
 MAX_JSON_DEPTH: Final = 64
 MAX_CHANGES_PER_EVENT: Final = 500

@@ -14,7 +14,7 @@ from contracts.amqp import BROKEN_LINK, Link
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
-from service import schema, topology
+from service import jobs, schema, topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
@@ -48,9 +48,9 @@ class Service:
         self._settings = settings
         self._stopping = asyncio.Event()
         self._engine = build_engine(settings)
-        sessions = build_session_maker(self._engine, Vault.of(settings))
         url = settings.rabbitmq_url.get_secret_value()
         self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
+        sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
         cache = LeasedCache(
             self._redis,
             namespace=settings.cache_namespace,
@@ -107,6 +107,8 @@ class Service:
             start("invalidator", self._invalidator.run())
             await self._consumers.start()
             start("subscriptions", self._consumers.watch(self._lookout))
+            if self._settings.jobs_enabled:
+                start("jobs", jobs.run(self._settings))
             self._http.start()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)

@@ -1,12 +1,15 @@
 """Settings, from the environment only. A missing or bad one is named before anything is started."""
 
 import os
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from contracts.topology import REMEMBERED_DAYS
 
 
 class SettingsError(Exception):
@@ -42,6 +45,19 @@ class LibrarySettings(BaseSettings):
     """Seconds a cached answer lives if nothing makes it stale."""
     cache_timeout: Annotated[float, Field(gt=0)] = 0.1
     """Seconds Redis has to answer before a lookup goes to the database."""
+
+    warming_interval: Annotated[float, Field(ge=1)] = 300.0
+    """Seconds between two looks at whether the symbols of active exchanges are cached."""
+    cleanup_at: time = time(2)
+    """When old rows are removed, in UTC."""
+    bot_logs_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
+    """Days that logs are kept at least, by the week; 0 keeps them for ever, as it does for the others."""
+    ticks_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
+    simulations_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
+    dead_letters_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
+    """Of dead letters that were replayed or discarded; open ones stay."""
+    inbox_retention_days: Annotated[int, Field(ge=REMEMBERED_DAYS, le=36_500)] = REMEMBERED_DAYS
+    """Days in which a message that comes again has no second effect."""
 
     sealing_key: SecretStr | None = None
     """Private keys that senders of credentials seal for, the present one first; `persistence keygen` makes them."""
@@ -116,6 +132,9 @@ class Settings(LibrarySettings):
     relay_poll_interval: Annotated[float, Field(gt=0)] = 0.1
     relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 200
     """Outbox rows read and published at once."""
+
+    jobs_enabled: bool = True
+    """Whether this instance runs jobs; among several that do, each job is run by one."""
 
     require_authenticated_sender: bool = False
     """Refuse commands without the ``user_id`` property, which the broker checks against the login."""

@@ -3,8 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, make_url
+from redis.asyncio import Redis
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from service.cache import CachingSession
@@ -12,6 +15,9 @@ from service.config import LibrarySettings
 from service.vault import Vault, with_vault
 
 SessionMaker = async_sessionmaker[AsyncSession]
+
+_REDIS: Final = "redis"
+_INVALIDATED: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
 
 
 def database_url(settings: LibrarySettings) -> URL:
@@ -29,7 +35,7 @@ def build_engine(settings: LibrarySettings, *, application_name: str = "persiste
 
     The caller disposes of it.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         database_url(settings),
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_pool_max_overflow,
@@ -55,14 +61,45 @@ def build_engine(settings: LibrarySettings, *, application_name: str = "persiste
             },
         },
     )
+    _count_invalidated(engine.sync_engine)
+    return engine
 
 
-def build_session_maker(engine: AsyncEngine, vault: Vault | None = None) -> SessionMaker:
+def _count_invalidated(engine: Engine) -> None:
+    """Pools do not count what they throw away."""
+    _INVALIDATED[engine] = 0
+
+    def note(*_: Any) -> None:
+        _INVALIDATED[engine] += 1
+
+    event.listen(engine.pool, "invalidate", note)
+    event.listen(engine.pool, "soft_invalidate", note)
+
+
+def invalidated_connections(engine: Engine) -> int:
+    """How many connections of an engine were found broken and thrown away."""
+    return _INVALIDATED.get(engine, 0)
+
+
+def build_session_maker(engine: AsyncEngine, vault: Vault | None = None, redis: Redis | None = None) -> SessionMaker:
     """Sessions whose objects stay readable after the commit; nothing is loaded behind one's back.
 
-    Without a ``vault`` everything but credentials can be stored.
+    Without a ``vault`` everything but credentials can be stored; ``redis`` is for who asks how it is.
     """
-    return async_sessionmaker(engine, expire_on_commit=False, info=with_vault(vault))
+    return async_sessionmaker(engine, expire_on_commit=False, info={**with_vault(vault), **with_redis(redis)})
+
+
+def redis_of(session: AsyncSession) -> Redis:
+    """The Redis that was given to whoever made the session; raises LookupError if none was."""
+    redis: Redis | None = session.info.get(_REDIS)
+    if redis is None:
+        raise LookupError("there is no Redis here")
+    return redis
+
+
+def with_redis(redis: Redis | None) -> dict[str, object]:
+    """The ``info`` of sessions that shall know this Redis."""
+    return {} if redis is None else {_REDIS: redis}
 
 
 @lru_cache(maxsize=1)

@@ -137,18 +137,19 @@ class _Attempt:
 
     async def take(self, task: _Task) -> None:
         """Carry out ``task`` after all before it, at once or together with its neighbours."""
-        if not self._can_run(task):
-            await self.carry_out_run()
-            await self._carry_out(task)
-            return
         if self._run and (
             type(self._run[0].request) is not type(task.request)
             or task.message_id in self._running
             or len(self._run) == MAX_CHANGES_PER_EVENT
         ):
             await self.carry_out_run()
-        self._run.append(task)
-        self._running.add(task.identity)
+        # Asked only now: the run may have carried out the very same message, sent twice.
+        if self._can_run(task):
+            self._run.append(task)
+            self._running.add(task.identity)
+        else:
+            await self.carry_out_run()
+            await self._carry_out(task)
 
     def _can_run(self, task: _Task) -> bool:
         """Whether it is a command whose handler takes many, and nobody waits for its answer."""

@@ -121,7 +121,8 @@ class LookupServer:
         assert answer.load is not None  # noqa: S101 - what is not derived is loaded
         async with self._loading, self._sessions() as session:
             # A transaction of its own, begun now: what it reads is not older than the question.
-            await session.connection(execution_options={"postgresql_readonly": True})
+            if answer.connects:
+                await session.connection(execution_options={"postgresql_readonly": True})
             return _dump(lookup, await answer.load(lookup, UnitOfWork(session)))
 
 

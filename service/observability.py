@@ -50,6 +50,20 @@ OUTBOX_LAG = Gauge(
     "persistence_outbox_lag_seconds", "Age of the oldest event that is not published.", registry=REGISTRY
 )
 RELAY_LEADER = Gauge("persistence_relay_leader", "1 while this instance publishes.", registry=REGISTRY)
+JOB_RUNS = Counter(
+    "persistence_job_runs_total",
+    "Runs of jobs by this instance, by outcome: done, failed (and tried again), or taken_over by another instance.",
+    ["job", "outcome"],
+    registry=REGISTRY,
+)
+JOB_LAST_SUCCESS = Gauge(
+    "persistence_job_last_success_timestamp_seconds",
+    "When a job was last done by its schedule, by whichever instance.",
+    ["job"],
+    registry=REGISTRY,
+)
+JOB_LAST_SECONDS = Gauge("persistence_job_last_duration_seconds", "How long that took.", ["job"], registry=REGISTRY)
+JOB_LAST_ROWS = Gauge("persistence_job_last_rows", "How many rows or keys it was about.", ["job"], registry=REGISTRY)
 
 
 def configure_logging(level: str, style: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from uuid import UUID
 
 from sqlalchemy import event as sqlalchemy_events
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -87,6 +87,14 @@ def pending_stale_keys(session: AsyncSession) -> list[str]:
     """The logical cache keys that what is recorded in ``session``, and not committed yet, makes stale."""
     changes: list[PendingChange] = session.info.get(_PENDING, [])
     return list(dict.fromkeys(key for change in changes for key in change.stale_keys))
+
+
+async def lag(session: AsyncSession) -> float:
+    """Seconds that the oldest event has waited for the relay; 0 if none does."""
+    age = await session.scalar(
+        select(func.clock_timestamp() - OutboxEvent.occurred_at).order_by(OutboxEvent.id).limit(1)
+    )
+    return age.total_seconds() if age is not None else 0.0
 
 
 def change_as_json(event: type[Event[Any]], row: str) -> str:

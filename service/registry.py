@@ -52,6 +52,8 @@ class Answer:
     ttl: float | None = None
     source: Callable[[Any], Lookup[Any]] | None = None
     derive: Callable[[Any], Any] | None = None
+    connects: bool = True
+    """Whether there is an answer only if the database can be reached."""
 
 
 class CommandTable:
@@ -106,15 +108,17 @@ class LookupTable:
         *,
         cached_under: Callable[[Any], str | None] | None = None,
         ttl: float | None = None,
+        connects: bool = True,
     ) -> Callable[[Callable[[Any, UnitOfWork], Awaitable[R]]], Callable[[Any, UnitOfWork], Awaitable[R]]]:
         """Register a plain function that answers ``lookup``, under which key its answer may be cached, and how long.
 
         ``ttl`` is in seconds; without one an answer is kept until an event names its key. A key of None is for a
-        question whose answer is not cached.
+        question whose answer is not cached. A function that ``connects`` is called within a transaction; another one
+        is given a session that has not looked yet whether there is a database.
         """
 
         def register(load: Callable[[Any, UnitOfWork], Awaitable[R]]) -> Callable[[Any, UnitOfWork], Awaitable[R]]:
-            self._add(lookup, Answer(load=load, key=cached_under, ttl=ttl))
+            self._add(lookup, Answer(load=load, key=cached_under, ttl=ttl, connects=connects))
             return load
 
         return register

@@ -13,15 +13,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Row, case, delete, func, literal, or_, select, text, update
+from sqlalchemy import Row, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.amqp import BROKEN_LINK
+from service import lease, outbox
 from service.config import Settings
 from service.database import SessionMaker
 from service.errors import is_transient
-from service.models import EventStream, OutboxEvent, RelayLease
+from service.models import EventStream, Lease, OutboxEvent
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
 from service.publisher import Publication, Publisher
 
@@ -78,7 +79,7 @@ class Relay:
             if time.monotonic() >= self._renew_at:
                 await self._renew(session)
             if self._term is None:
-                self.lag = await _lag(session)
+                self.lag = await outbox.lag(session)
                 return 0
             if self._sequences is None:
                 self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
@@ -100,39 +101,17 @@ class Relay:
     async def release(self) -> None:
         """Let another instance take over at once instead of after the lease has run out."""
         async with self._sessions.begin() as session:
-            await session.execute(
-                update(RelayLease)
-                .where(RelayLease.name == _LEASE, RelayLease.holder == self._holder)
-                .values(expires_at=func.clock_timestamp())
-            )
+            await lease.release(session, _LEASE, self._holder)
         self._term = None
 
     async def _renew(self, session: AsyncSession) -> None:
         """Take the lease, or renew it long before it runs out; whoever does not have it tries at every look."""
-        term = await self._take_lease(session)
+        term = await lease.take(session, _LEASE, self._holder, self._lease)
         if term is None or term != self._term:
             self._sequences = None
         self._term = term
         self._renew_at = 0.0 if term is None else time.monotonic() + self._lease.total_seconds() / 4
         RELAY_LEADER.set(term is not None)
-
-    async def _take_lease(self, session: AsyncSession) -> int | None:
-        """Take or renew the lease; gives its term, or None while another instance holds it."""
-        until = func.clock_timestamp() + literal(self._lease)
-        return await session.scalar(
-            insert(RelayLease)
-            .values(name=_LEASE, holder=self._holder, term=1, expires_at=until)
-            .on_conflict_do_update(
-                index_elements=["name"],
-                set_={
-                    "holder": self._holder,
-                    "expires_at": until,
-                    "term": case((RelayLease.holder == self._holder, RelayLease.term), else_=RelayLease.term + 1),
-                },
-                where=or_(RelayLease.holder == self._holder, RelayLease.expires_at < func.clock_timestamp()),
-            )
-            .returning(RelayLease.term)
-        )
 
 
 async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[Row[Any]]:
@@ -148,19 +127,8 @@ async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[R
         OutboxEvent.stale_keys,
         (func.clock_timestamp() - OutboxEvent.occurred_at).label("age"),
     )
-    is_held = (
-        select(RelayLease.term)
-        .where(RelayLease.name == _LEASE, RelayLease.holder == holder, RelayLease.expires_at > func.clock_timestamp())
-        .exists()
-    )
+    is_held = lease.is_held(_LEASE, holder)
     return (await session.execute(select(*columns).where(is_held).order_by(OutboxEvent.id).limit(limit))).all()
-
-
-async def _lag(session: AsyncSession) -> float:
-    age = await session.scalar(
-        select(func.clock_timestamp() - OutboxEvent.occurred_at).order_by(OutboxEvent.id).limit(1)
-    )
-    return age.total_seconds() if age is not None else 0.0
 
 
 def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
@@ -181,7 +149,7 @@ def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
 
 async def _keep_sequences(session: AsyncSession, sequences: dict[str, int], term: int | None) -> None:
     """Note the last numbers given, unless another instance has taken over and gives them now."""
-    is_ours = select(text("1")).where(RelayLease.name == _LEASE, RelayLease.term == term).select_from(RelayLease)
+    is_ours = select(text("1")).where(Lease.name == _LEASE, Lease.term == term).select_from(Lease)
     if await session.scalar(is_ours) is None:
         return
     statement = insert(EventStream).values([{"type": kind, "sequence": n} for kind, n in sorted(sequences.items())])

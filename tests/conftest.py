@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,12 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """PostgreSQL, RabbitMQ and Redis, shared by the tests of one run."""
+    """PostgreSQL, RabbitMQ and Redis, shared by the tests of one process."""
     with running_for_tests(tmp_path_factory.mktemp("servers")) as running:
         sys.stderr.write(f"\ntests use {running.way}\n")
-        yield running
+        # Servers named by the environment serve all processes of a run: each has a database of its own in Redis.
+        process = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        yield replace(running, redis_url=with_path(running.redis_url, process))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +72,7 @@ async def rabbitmq_url(servers: Servers) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def redis_url(servers: Servers) -> str:
-    """The URL of an empty Redis; tests of one run take turns."""
+    """The URL of an empty Redis; tests of one process take turns."""
     async with Redis.from_url(servers.redis_url) as redis:
         await redis.flushdb()
     return servers.redis_url

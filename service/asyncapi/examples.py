@@ -70,6 +70,12 @@ _VALUES: Final[dict[str, Any]] = {
     "initial_balance": "10000.00",
     "final_balance": "11250.50",
     "EditStrategyParams.params": {"period": "14"},
+    "InvalidateCache.keys": ["symbol:BTC/USDT:1"],
+    "InvalidateCache.cat_ex_id": None,
+    "InvalidateCache.uid": None,
+    "InvalidationView.keys": ["symbol:BTC/USDT:1"],
+    "InvalidationView.cat_ex_id": None,
+    "InvalidationView.uid": None,
     "DelCatStrategy.name": None,  # it is named by its id
     "duplicate": False,
     "ErrorBody.code": "not_found",

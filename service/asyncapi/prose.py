@@ -4,7 +4,16 @@ import inspect
 from typing import Any, Final
 
 from contracts import topology
-from contracts.topology import COMMANDS, EVENTS, LOOKUP_QUEUE, LOOKUPS, MAX_COMMAND_BYTES, MAX_JSON_DEPTH, Lane
+from contracts.topology import (
+    COMMANDS,
+    EVENTS,
+    LOOKUP_QUEUE,
+    LOOKUPS,
+    MAX_COMMAND_BYTES,
+    MAX_JSON_DEPTH,
+    REMEMBERED_DAYS,
+    Lane,
+)
 from contracts.types import MAX_NUMBER_DIGITS
 from service.asyncapi.schemas import attribute_texts
 from service.received import SCHEMA_VERSION
@@ -34,7 +43,9 @@ DESCRIPTION: Final = inspect.cleandoc(f"""
       confirm, that the command may not be stored: send it again under the same `message_id`.
     - `message_id` is a UUID of your own making, best of version 7, and the same for every resend. A repeated one has
       no second effect and is answered as the first was, with `meta.duplicate`; with another body it is refused
-      (`conflict`).
+      (`conflict`). This
+      holds for at least {REMEMBERED_DAYS} days. A command that is sent again later is carried out again, unless
+      something in it is unique for ever, such as `ex_trade_id` on an account or `client_order_id`.
     - The body is the JSON object of the command's schema, without an envelope, of at most {MAX_COMMAND_BYTES:,}
       bytes, nested at most {MAX_JSON_DEPTH} deep, in UTF-8. Fields that the schema does not know and names that stand
       twice are refused.

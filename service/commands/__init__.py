@@ -7,8 +7,10 @@ from service.commands import (
     account,
     bot,
     bot_log,
+    cache,
     exchange,
     feed,
+    job,
     order,
     simulation,
     strategy,
@@ -32,6 +34,8 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **trade.handlers.handlers,
     **account.handlers.handlers,
     **tick.handlers.handlers,
+    **cache.handlers.handlers,
+    **job.handlers.handlers,
 }
 
 __all__ = ["HANDLERS"]

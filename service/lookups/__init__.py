@@ -9,6 +9,7 @@ from service.lookups import (
     bot_log,
     exchange,
     feed,
+    health,
     order,
     simulation,
     strategy,
@@ -32,6 +33,7 @@ ANSWERS: dict[type[Lookup[Any]], Answer] = {
     **trade.lookups.answers_by_lookup,
     **account.lookups.answers_by_lookup,
     **tick.lookups.answers_by_lookup,
+    **health.lookups.answers_by_lookup,
 }
 
 __all__ = ["ANSWERS"]

@@ -4,7 +4,8 @@ from service.models.account import Balance, ExchangeHistory, Position
 from service.models.bot import Bot, BotExchange, BotLog
 from service.models.exchange import CatExchange, CatExchangeParam, Exchange, ExchangeCredential, ExchangeParam
 from service.models.feed import Feed
-from service.models.messaging import DeadLetter, EventStream, InboxMessage, OutboxEvent, RelayLease
+from service.models.job import JobRun
+from service.models.messaging import DeadLetter, EventStream, InboxMessage, Lease, OutboxEvent
 from service.models.order import OPEN_STATUSES, Order
 from service.models.simulation import Simulation
 from service.models.strategy import CatStrategy, CatStrategyParam, Strategy, StrategyParam
@@ -32,10 +33,11 @@ __all__ = [
     "ExchangeParam",
     "Feed",
     "InboxMessage",
+    "JobRun",
+    "Lease",
     "Order",
     "OutboxEvent",
     "Position",
-    "RelayLease",
     "RoleEnum",
     "Simulation",
     "Strategy",

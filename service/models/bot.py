@@ -90,7 +90,7 @@ class BotExchange(Versioned, Base):
 
 
 class BotLog(Base):
-    """One entry of a bot's log; partitioned by month of ``timestamp``."""
+    """One entry of a bot's log; partitioned by week of ``timestamp``."""
 
     __tablename__ = "bot_logs"
 

@@ -70,10 +70,10 @@ class EventStream(Base):
     sequence: Mapped[int] = mapped_column(BigInteger)
 
 
-class RelayLease(Base):
-    """Who publishes at present; one row. Times are the database's, not a host's."""
+class Lease(Base):
+    """Who does at present what one instance at a time may do. Times are the database's, not a host's."""
 
-    __tablename__ = "relay_lease"
+    __tablename__ = "leases"
 
     name: Mapped[str] = mapped_column(String(20), primary_key=True)
     holder: Mapped[UUID]
@@ -110,4 +110,5 @@ class DeadLetter(Base):
         # A redelivery of a refused message, also of one without an id, finds its entry instead of making another.
         UniqueConstraint("message_id", "body_hash", postgresql_nulls_not_distinct=True),
         Index("ix_dead_letters_open", "dead_letter_id", postgresql_where=text("state = 'open'")),
+        Index("ix_dead_letters_resolved", "resolved_at", postgresql_where=text("state <> 'open'")),
     )

@@ -93,6 +93,12 @@ class Order(Versioned, Base):
             Index(f"ix_orders_newest_of_{owner}", column, text("timestamp DESC"), text("order_id DESC"))
             for owner, column in (("user", "uid"), ("bot", "bot_id"), ("account", "ex_id"), ("symbol", "symbol_id"))
         ),
+        Index(
+            None,
+            "timestamp",
+            postgresql_using="brin",
+            postgresql_with={"pages_per_range": 32, "autosummarize": True},
+        ),
         Index("ix_orders_pending", "timestamp", "order_id", postgresql_where=text("status = 'pending'")),
         *(
             Index(

@@ -10,7 +10,7 @@ from service.base import Base
 
 
 class Tick(Base):
-    """A price that was seen; partitioned by month of ``timestamp``."""
+    """A price that was seen; partitioned by week of ``timestamp``."""
 
     __tablename__ = "ticks"
 

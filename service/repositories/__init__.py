@@ -6,6 +6,7 @@ from service.repositories.bot import BotRepository
 from service.repositories.bot_log import BotLogRepository
 from service.repositories.exchange import ExchangeRepository
 from service.repositories.feed import FeedRepository
+from service.repositories.health import HealthRepository
 from service.repositories.order import OrderRepository
 from service.repositories.simulation import SimulationRepository
 from service.repositories.strategy import StrategyRepository
@@ -21,6 +22,7 @@ __all__ = [
     "BotRepository",
     "ExchangeRepository",
     "FeedRepository",
+    "HealthRepository",
     "OrderRepository",
     "SimulationRepository",
     "StrategyRepository",

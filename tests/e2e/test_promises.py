@@ -545,14 +545,14 @@ async def hold_the_lease(database_url: str) -> None:
     """Take the relay's lease for ever, as an instance would that hangs."""
     await rows(
         database_url,
-        "UPDATE relay_lease SET holder = gen_random_uuid(), term = term + 1, "
-        "expires_at = clock_timestamp() + interval '1 hour' RETURNING name",
+        "UPDATE leases SET holder = gen_random_uuid(), term = term + 1, "
+        "expires_at = clock_timestamp() + interval '1 hour' WHERE name = 'relay' RETURNING name",
     )
     await all_is_announced(database_url)
 
 
 async def release_the_lease(database_url: str) -> None:
-    await rows(database_url, "UPDATE relay_lease SET expires_at = clock_timestamp() RETURNING name")
+    await rows(database_url, "UPDATE leases SET expires_at = clock_timestamp() WHERE name = 'relay' RETURNING name")
 
 
 async def open_letters(shared: SharedService, message_id: object) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """What tests of the nouns start from."""
 
+from collections.abc import AsyncIterator
+
+import asyncpg
 import pytest
 
 from service.database import SessionMaker
@@ -20,3 +23,11 @@ def direct(executor: Executor) -> Direct:
 @pytest.fixture
 async def desk(direct: Direct) -> Desk:
     return await a_desk(direct)
+
+
+@pytest.fixture
+async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection past the service."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()

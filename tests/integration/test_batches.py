@@ -196,3 +196,14 @@ class TestLogsTogether:
         replies = await executor.execute(batch)
 
         assert [reply.ok for reply in replies] == [False, True, True]
+
+    async def test_are_stored_once_when_one_is_sent_twice_among_others(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        first, second, third = unasked(*(SaveBotLog(bot_id=desk.bot.bot_id, message=word) for word in "abc"))
+
+        replies = await executor.execute([first, second, first, third])
+
+        assert [reply.meta.duplicate for reply in replies] == [False, False, True, False]
+        async with sessions() as session:
+            assert list(await session.scalars(select(BotLog.message).order_by(BotLog.log_id))) == ["a", "b", "c"]
