@@ -6,7 +6,7 @@ TEST_PROCESSES ?= 2
 COMPILE := PATH=".venv/bin:$$PATH" uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--universal --python-version 3.11 --no-emit-package fullon-persistence
 
-.PHONY: help demo up test bench lint format lock clean
+.PHONY: help demo up test manual bench lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ up: .venv/.installed ## run the service and its servers until Ctrl-C
 
 test: lint ## check style and types, then run all tests
 	$(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+
+manual: .venv/.installed ## show row by row that the manual holds, or what differs and why (JSON=file)
+	$(PYTHON) -m pytest tests/manual --quiet --numprocesses $(TEST_PROCESSES) --dist worksteal --manual-table $(if $(JSON),--manual-json $(JSON))
 
 bench: .venv/.installed ## measure, beside the usual way and the limit (ONLY=name, QUICK=1)
 	$(PYTHON) -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
