@@ -155,7 +155,15 @@ class CacheManager:
                 [
                     cache_keys.all_symbols(),
                     cache_keys.symbols_of_exchange(exchange_id),
-                    *(key for row in listed for key in keys_of_symbol(row.id, row.symbol, exchange_id)),
+                    *(
+                        key
+                        for row in listed
+                        for key in (
+                            cache_keys.symbol(row.symbol, exchange_id),
+                            cache_keys.symbol_by_id(row.id),
+                            cache_keys.symbol_decimals(row.id),
+                        )
+                    ),
                 ]
             )
 
@@ -205,15 +213,6 @@ class CachingSession(AsyncSession):
     async def _remove_stale(self) -> None:
         if keys := self.info.pop(_TO_REMOVE, None):
             await cache_manager.invalidate(sorted(keys))
-
-
-def keys_of_symbol(symbol_id: int, symbol: str, cat_ex_id: int) -> list[str]:
-    """The keys that are about one symbol alone."""
-    return [
-        cache_keys.symbol(symbol, cat_ex_id),
-        cache_keys.symbol_by_id(symbol_id),
-        cache_keys.symbol_decimals(symbol_id),
-    ]
 
 
 def _reads_through(session: AsyncSession, key: str) -> bool:

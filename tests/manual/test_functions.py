@@ -43,6 +43,7 @@ from service import (
     get_async_session,
     get_async_session_maker,
     get_bots_with_details_batch,
+    get_cache_health,
     get_engine,
     get_symbols_with_fallback,
     get_trades_paginated,
@@ -51,6 +52,7 @@ from service import (
     get_user_with_bots_optimized,
     get_users_for_api,
     init_db,
+    monitor_connection_health,
     process_trades_background,
     run_with_uvloop,
     setup_uvloop,
@@ -215,6 +217,19 @@ async def test_configure_high_performance_engine_makes_a_larger_pool(library: No
         await engine.dispose()
 
 
+@pytest.mark.manual("F10", "monitor_connection_health", differs="X20: pools count nothing invalid, so this does")
+async def test_monitor_connection_health_counts_connections(library: None) -> None:
+    async with get_async_session() as session:
+        await session.execute(text("SELECT 1"))
+        inside = await monitor_connection_health()
+    async with get_engine().connect() as connection:
+        await connection.invalidate()
+    after = await monitor_connection_health()
+
+    assert inside == {"pool_size": 20, "checked_in": 0, "checked_out": 1, "overflow": -19, "invalid": 0}
+    assert (after["checked_out"], after["invalid"]) == (0, 1)
+
+
 @pytest.mark.manual("F11", "create_complete_trading_setup")
 async def test_create_complete_trading_setup_is_all_or_nothing(market: Market) -> None:
     user_data = {"mail": "new@example.com", "password": HASHED, "role": "USER"}
@@ -298,7 +313,7 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     await bulk_create_symbols([{"symbol": f"S{number}/USDT", "exchange_id": catalog} for number in range(600)])
 
     with counted_statements(get_engine()) as warming:
-        assert await warm_symbol_cache(catalog) == 601
+        assert await warm_symbol_cache(catalog) == 1 + 3 * 601
     with counted_statements(get_engine()) as reading:
         async with get_async_session() as session:
             symbol_repo = SymbolRepository(session)
@@ -312,6 +327,34 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     assert len([statement for statement in warming if "symbols" in statement]) == 2
     assert len(symbols) == 601
     assert reading == []
+    assert await warm_symbol_cache(catalog) == 0
+
+
+@pytest.mark.manual("F15", "get_cache_health", differs="X49: hits and misses are this process's, not the server's")
+async def test_get_cache_health_tells_hits_and_outages(
+    market: Market, relied_on: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await get_cache_health()
+    for _ in range(3):
+        async with get_async_session() as session:
+            await SymbolRepository(session).get_decimals(market.symbol.id)
+    after = await get_cache_health()
+    monkeypatch.setenv("REDIS_URL", "redis://localhost:1/0")
+    away = await get_cache_health()
+
+    assert set(after) == {
+        "redis_status",
+        "connected_clients",
+        "used_memory",
+        "cache_hits",
+        "cache_misses",
+        "uptime",
+    }
+    assert after["redis_status"] == "healthy"
+    assert after["cache_hits"] - before["cache_hits"] == 2
+    assert after["cache_misses"] - before["cache_misses"] == 1
+    assert away["redis_status"] == "unhealthy"
+    assert away.keys() == {"redis_status", "error"}
 
 
 @pytest.mark.manual("F16", "get_user_with_bots_optimized")
