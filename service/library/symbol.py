@@ -52,14 +52,16 @@ async def bulk_create_symbols(symbols_data: Sequence[Mapping[str, Any]]) -> dict
 
 
 async def warm_symbol_cache(exchange_id: int) -> int:
-    """Cache the list of a catalog exchange and each of its symbols; gives how many answers were not cached before.
+    """Cache the list of a catalog exchange and each of its symbols; gives the number of symbols.
 
     Two statements and a few round trips to Redis for any number of them.
     """
     # Not sessions of `get_async_session`, which would ask the cache.
     filled = await warm_catalog(build_session_maker(get_engine()), cache_manager.values, exchange_id)
-    log.info("cache_warmed", cat_ex_id=exchange_id, answers=filled)
-    return filled
+    async with get_async_session() as session:
+        symbols = await SymbolRepository(session).get_by_exchange_id(exchange_id)
+    log.info("cache_warmed", cat_ex_id=exchange_id, symbols=len(symbols), answers=filled)
+    return len(symbols)
 
 
 async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:

@@ -226,7 +226,7 @@ async def test_monitor_connection_health_counts_connections(library: None) -> No
         await connection.invalidate()
     after = await monitor_connection_health()
 
-    assert inside == {"pool_size": 20, "checked_in": 0, "checked_out": 1, "overflow": -19, "invalid": 0}
+    assert inside == {"pool_size": 20, "checked_in": 0, "checked_out": 1, "overflow": 0, "invalid": 0}
     assert (after["checked_out"], after["invalid"]) == (0, 1)
 
 
@@ -313,7 +313,7 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     await bulk_create_symbols([{"symbol": f"S{number}/USDT", "exchange_id": catalog} for number in range(600)])
 
     with counted_statements(get_engine()) as warming:
-        assert await warm_symbol_cache(catalog) == 1 + 3 * 601
+        assert await warm_symbol_cache(catalog) == 601
     with counted_statements(get_engine()) as reading:
         async with get_async_session() as session:
             symbol_repo = SymbolRepository(session)
@@ -327,7 +327,6 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     assert len([statement for statement in warming if "symbols" in statement]) == 2
     assert len(symbols) == 601
     assert reading == []
-    assert await warm_symbol_cache(catalog) == 0
 
 
 @pytest.mark.manual("F15", "get_cache_health", differs="X49: hits and misses are this process's, not the server's")
