@@ -6,6 +6,7 @@ read goes to the database.
 """
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -118,7 +119,7 @@ class CacheManager:
             owner = bound.arguments.get("self")
             session = getattr(owner, "session", None)
             arguments = [value for parameter, value in bound.arguments.items() if parameter != "self"]
-            key = keys[name](*arguments) if name in keys else cache_keys.query(kind, method.__qualname__, arguments)
+            key = keys[name](*arguments) if name in keys else _key_of_query(kind, method, arguments)
             if session is not None and not _reads_through(session, key):
                 return await method(*args, **kwargs)
             adapter, has_models = _adapter(method)
@@ -213,6 +214,10 @@ class CachingSession(AsyncSession):
     async def _remove_stale(self) -> None:
         if keys := self.info.pop(_TO_REMOVE, None):
             await cache_manager.invalidate(sorted(keys))
+
+
+def _key_of_query(kind: str, method: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    return cache_keys.query(kind, method.__qualname__, json.dumps(arguments, default=str, ensure_ascii=False))
 
 
 def _reads_through(session: AsyncSession, key: str) -> bool:
