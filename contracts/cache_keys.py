@@ -4,9 +4,7 @@ Logical keys are what events list as stale and what a reader asks a cache for; t
 Parameters are escaped, so that a symbol such as ``BTC/USDT:USDT`` cannot be taken for two parts of a key.
 """
 
-import json
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 _ESCAPES: Final = str.maketrans({"%": "%25", ":": "%3A", "{": "%7B", "}": "%7D"})
 
@@ -90,10 +88,9 @@ def trading_summary(uid: int) -> str:
     return f"user:trading_summary:{uid}"
 
 
-def query(kind: str, name: str, arguments: Sequence[Any]) -> str:
+def query(kind: str, name: str, arguments: str) -> str:
     """What a method of one's own says about symbols or exchanges."""
-    said = ":".join(_escape(json.dumps(argument, default=str, ensure_ascii=False)) for argument in arguments)
-    return f"{kind}:query:{_escape(name)}:{said}"
+    return f"{kind}:query:{_escape(name)}:{_escape(arguments)}"
 
 
 def strategy_catalog() -> str:

@@ -6,6 +6,7 @@ read goes to the database.
 """
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -17,9 +18,9 @@ from typing import Any, Final, ParamSpec, TypeVar, Union, get_args, get_origin, 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import make_transient_to_detached
+from sqlalchemy.orm import Session, make_transient_to_detached
 
 from contracts import cache_keys
 from contracts.base import View
@@ -30,7 +31,7 @@ from service.base import Base
 from service.config import LibrarySettings
 from service.models import CatExchange, Exchange, Symbol
 from service.observability import CACHE_REQUESTS
-from service.outbox import pending_stale_keys
+from service.outbox import pending_stale_keys, stale_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +58,7 @@ _KEYS_OF_EXCHANGE_METHODS: Final[Mapping[str, Key]] = {
 _QUERY_SECONDS: Final = 60.0
 """How long the answer of a method of one's own is kept: no event tells what makes it stale."""
 
+_TO_REMOVE: Final = "keys_to_remove"
 _BROKEN: Final = (RedisError, OSError, TimeoutError)
 
 
@@ -117,7 +119,7 @@ class CacheManager:
             owner = bound.arguments.get("self")
             session = getattr(owner, "session", None)
             arguments = [value for parameter, value in bound.arguments.items() if parameter != "self"]
-            key = keys[name](*arguments) if name in keys else cache_keys.query(kind, method.__qualname__, arguments)
+            key = keys[name](*arguments) if name in keys else _key_of_query(kind, method, arguments)
             if session is not None and not _reads_through(session, key):
                 return await method(*args, **kwargs)
             adapter, has_models = _adapter(method)
@@ -154,7 +156,15 @@ class CacheManager:
                 [
                     cache_keys.all_symbols(),
                     cache_keys.symbols_of_exchange(exchange_id),
-                    *(key for row in listed for key in keys_of_symbol(row.id, row.symbol, exchange_id)),
+                    *(
+                        key
+                        for row in listed
+                        for key in (
+                            cache_keys.symbol(row.symbol, exchange_id),
+                            cache_keys.symbol_by_id(row.id),
+                            cache_keys.symbol_decimals(row.id),
+                        )
+                    ),
                 ]
             )
 
@@ -176,29 +186,45 @@ class CacheManager:
 cache_manager: Final = CacheManager()
 
 
+class _NotingSession(Session):
+    """Notes what its commits made stale."""
+
+
+@event.listens_for(_NotingSession, "after_commit")
+def _note(session: Session) -> None:
+    # In whatever way it was committed: a block of ``begin()`` passes `CachingSession.commit` by.
+    session.info.setdefault(_TO_REMOVE, set()).update(stale_keys(session))
+
+
 class CachingSession(AsyncSession):
     """A session whose repositories read through `cache_manager`, and which removes there what it made stale."""
 
+    sync_session_class = _NotingSession
+
     async def commit(self) -> None:
         """Commit; then nobody reads the older values any more."""
-        made_stale = pending_stale_keys(self)
         await super().commit()
-        if made_stale:
-            await cache_manager.invalidate(made_stale)
+        await self._remove_stale()
+
+    async def close(self) -> None:
+        """Give the connection back; what was committed in a block of ``begin()`` is removed now."""
+        await super().close()
+        await self._remove_stale()
+
+    async def _remove_stale(self) -> None:
+        if keys := self.info.pop(_TO_REMOVE, None):
+            await cache_manager.invalidate(sorted(keys))
 
 
-def keys_of_symbol(symbol_id: int, symbol: str, cat_ex_id: int) -> list[str]:
-    """The keys that are about one symbol alone."""
-    return [
-        cache_keys.symbol(symbol, cat_ex_id),
-        cache_keys.symbol_by_id(symbol_id),
-        cache_keys.symbol_decimals(symbol_id),
-    ]
+def _key_of_query(kind: str, method: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    return cache_keys.query(kind, method.__qualname__, json.dumps(arguments, default=str, ensure_ascii=False))
 
 
 def _reads_through(session: AsyncSession, key: str) -> bool:
     """Whether the session may be answered from the cache: not about what it has changed itself."""
-    return isinstance(session, CachingSession) and key not in pending_stale_keys(session)
+    if not isinstance(session, CachingSession):
+        return False
+    return key not in pending_stale_keys(session) and key not in session.info.get(_TO_REMOVE, ())
 
 
 @cache

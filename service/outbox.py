@@ -26,6 +26,7 @@ from service.models import OutboxEvent
 _PENDING: Final = "pending_changes"
 _MARKS: Final = "pending_changes_at_savepoint"
 _CAUSE: Final = "causation_id"
+_STALE: Final = "stale_keys"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def cause(session: AsyncSession) -> UUID | None:
     """The message that what is recorded at present is attributed to."""
     message_id: UUID | None = session.info.get(_CAUSE)
     return message_id
+
+
+def stale_keys(session: AsyncSession | Session) -> list[str]:
+    """The cache keys that what ``session`` has committed made stale."""
+    keys: list[str] = session.info.get(_STALE, [])
+    return keys
 
 
 def record(session: AsyncSession, event: type[Event[V]], *, before: V | None = None, after: V | None = None) -> None:
@@ -135,7 +142,9 @@ def _write(session: Session) -> None:
     if not changes or session.in_nested_transaction():
         return
     session.flush()
-    session.execute(insert(OutboxEvent), [_row(run) for run in _runs(changes)])
+    rows = [_row(run) for run in _runs(changes)]
+    session.execute(insert(OutboxEvent), rows)
+    session.info[_STALE] = list(dict.fromkeys(key for row in rows for key in row["stale_keys"]))
     changes.clear()
 
 

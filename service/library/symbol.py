@@ -12,9 +12,10 @@ from contracts import cache_keys
 from contracts.base import refusal_of
 from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolFields, SymbolView
-from service.cache import cache_manager, detached, keys_of_symbol
+from service.cache import cache_manager, detached
 from service.database import build_session_maker, get_async_session, get_engine
 from service.errors import is_transient
+from service.jobs.warming import warm_catalog
 from service.models import Symbol
 from service.repositories import SymbolRepository
 
@@ -55,29 +56,12 @@ async def warm_symbol_cache(exchange_id: int) -> int:
 
     Two statements and a few round trips to Redis for any number of them.
     """
-    listed = await _symbols_in_database(exchange_id)
-    keys = [key for symbol in listed for key in keys_of_symbol(symbol.symbol_id, symbol.symbol, exchange_id)]
-
-    async def load() -> dict[str, bytes]:
-        # Read anew: what is stored under a lease was read after the lease was taken.
-        symbols = await _symbols_in_database(exchange_id)
-        values = {cache_keys.symbols_of_exchange(exchange_id): _SYMBOLS.dump_json(symbols)}
-        for symbol in symbols:
-            view = symbol.model_dump_json().encode()
-            values[cache_keys.symbol(symbol.symbol, exchange_id)] = view
-            values[cache_keys.symbol_by_id(symbol.symbol_id)] = view
-            values[cache_keys.symbol_decimals(symbol.symbol_id)] = str(symbol.decimals).encode()
-        return values
-
-    await cache_manager.values.fill([cache_keys.symbols_of_exchange(exchange_id), *keys], load)
-    log.info("cache_warmed", cat_ex_id=exchange_id, symbols=len(listed))
-    return len(listed)
-
-
-async def _symbols_in_database(cat_ex_id: int) -> list[SymbolView]:
-    # Not one of `get_async_session`, which would ask the cache.
-    async with build_session_maker(get_engine())() as session:
-        return _SYMBOLS.validate_python(await SymbolRepository(session).get_by_exchange_id(cat_ex_id))
+    # Not sessions of `get_async_session`, which would ask the cache.
+    filled = await warm_catalog(build_session_maker(get_engine()), cache_manager.values, exchange_id)
+    async with get_async_session() as session:
+        symbols = await SymbolRepository(session).get_by_exchange_id(exchange_id)
+    log.info("cache_warmed", cat_ex_id=exchange_id, symbols=len(symbols), answers=filled)
+    return len(symbols)
 
 
 async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:

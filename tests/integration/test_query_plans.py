@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
     GetBalances,
+    GetDryMargin,
     GetDryTrades,
     GetExchangeHistory,
     GetLastDryTrade,
@@ -46,7 +47,7 @@ _FILL: Final = f"""
 INSERT INTO cat_exchanges (name) VALUES ('one');
 INSERT INTO symbols (symbol, cat_ex_id) SELECT 'S' || n || '/B', 1 FROM generate_series(1, 500) n;
 INSERT INTO users (mail) SELECT n || '@example.org' FROM generate_series(1, {USERS}) n;
-INSERT INTO bots (uid, name) SELECT n, 'bot' FROM generate_series(1, {USERS}) n;
+INSERT INTO bots (uid, name, dry_run, active) SELECT n, 'bot', true, n % 20 = 0 FROM generate_series(1, {USERS}) n;
 INSERT INTO exchanges (uid, cat_ex_id, ex_name) SELECT n, 1, 'main' FROM generate_series(1, {USERS}) n;
 CREATE TEMPORARY TABLE drawn AS
     SELECT n, 1 + n % {USERS} AS uid, 1 + (n * 7) % 500 AS symbol_id, now() - ({ROWS} - n) * interval '950 s' AS at
@@ -56,8 +57,8 @@ INSERT INTO orders (bot_id, uid, ex_id, cat_ex_id, symbol_id, side, order_type, 
     FROM drawn ORDER BY n;
 INSERT INTO trades (bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price, cost, ex_trade_id, timestamp)
     SELECT uid, uid, uid, 1, symbol_id, 'buy', 1, 1, 1, n, at FROM drawn ORDER BY n;
-INSERT INTO dry_trades (bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price, cost, timestamp)
-    SELECT uid, uid, uid, 1, symbol_id, 'buy', 1, 1, 1, at FROM drawn ORDER BY n;
+INSERT INTO dry_trades (bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price, cost, roi, timestamp)
+    SELECT uid, uid, uid, 1, symbol_id, 'buy', 1, 1, 1, 1, at FROM drawn ORDER BY n;
 INSERT INTO exchange_history (ex_id, uid, currency, balance, timestamp)
     SELECT uid, uid, 'C' || symbol_id, 1, at FROM drawn ORDER BY n;
 INSERT INTO balances (ex_id, currency, free, used, total, timestamp)
@@ -89,6 +90,7 @@ def lookups(recent: str) -> list[Lookup[Any]]:
         GetDryTrades(bot_id=7),
         GetDryTrades(bot_id=7, symbol_id=43, ex_id=7),
         GetLastDryTrade(bot_id=7, symbol_id=43, ex_id=7),
+        GetDryMargin(bot_id=7),
         GetUserTradingStats(uid=7),
         GetUserTradingSummary(uid=7),
         GetTradeStats(bot_id=7),
@@ -197,6 +199,9 @@ def _known_trade(n: int) -> dict[str, Any]:
 
 
 ACTS: Final[dict[str, Callable[[UnitOfWork], Awaitable[Any]]]] = {
+    "all orders": lambda work: work.orders.get_all_orders(),
+    "active bots": lambda work: work.bots.get_active_bots_summary(),
+    "trades without a roi": lambda work: work.trades.get_trades(7, uncalculated=True),
     "claim": lambda work: work.orders.claim_pending_orders("worker", limit=100),
     "cancel": lambda work: work.orders.cancel_open_orders(98),
     "fill": lambda work: work.orders.fill_order(97, 1, ex_trade_id="another"),

@@ -19,6 +19,7 @@ from service import (
     cache_manager,
     dispose_engine,
     get_async_session,
+    get_async_session_maker,
     get_engine,
     get_user_trading_summary,
 )
@@ -297,6 +298,45 @@ async def test_a_cache_lives_a_day_and_is_not_needed(shop: Market, monkeypatch: 
     assert renewed is not None
     assert (held.decimals, renewed.decimals) == (2, 5)
     assert (without.decimals, changed.decimals) == (5, 6)
+
+
+async def test_what_is_stale_is_removed_however_it_was_committed(shop: Market) -> None:
+    catalog, key = shop.catalog.cat_ex_id, f"symbol:BTC/USDT:{shop.catalog.cat_ex_id}"
+    session_maker = get_async_session_maker()
+
+    async def ask() -> int | None:
+        async with session_maker() as session:
+            symbol = await SymbolRepository(session).get_by_symbol("BTC/USDT", catalog)
+        return None if symbol is None else symbol.decimals
+
+    async def by_begin(decimals: int) -> None:
+        async with session_maker.begin() as session:
+            await SymbolRepository(session).update_symbol(shop.symbol.id, {"decimals": decimals})
+
+    async def by_blocks(decimals: int) -> None:
+        async with session_maker() as session:
+            async with session.begin():
+                await SymbolRepository(session).update_symbol(shop.symbol.id, {"decimals": decimals})
+            found = await SymbolRepository(session).get_decimals(shop.symbol.id)
+            await session.rollback()
+            async with session.begin():
+                await ExchangeRepository(session).update(shop.exchange.ex_id, {"account": str(decimals)})
+        assert found == decimals
+
+    async def by_commit(decimals: int) -> None:
+        async with session_maker() as session:
+            symbol_repo = SymbolRepository(session)
+            await symbol_repo.update_symbol(shop.symbol.id, {"decimals": decimals})
+            await symbol_repo.commit()
+            assert await stored(key) is None
+
+    decimals = 2
+    for change in (by_begin, by_blocks, by_commit):
+        assert await ask() == decimals
+        assert await stored(key) is not None
+        decimals += 1
+        await change(decimals)
+        assert await ask() == decimals
 
 
 async def test_an_object_out_of_the_cache_belongs_to_no_session(shop: Market) -> None:

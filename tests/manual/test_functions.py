@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import uvloop
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.orm import Mapped, mapped_column, selectinload
 from sqlalchemy.pool.base import ResetStyle
@@ -43,6 +43,7 @@ from service import (
     get_async_session,
     get_async_session_maker,
     get_bots_with_details_batch,
+    get_cache_health,
     get_engine,
     get_symbols_with_fallback,
     get_trades_paginated,
@@ -51,6 +52,7 @@ from service import (
     get_user_with_bots_optimized,
     get_users_for_api,
     init_db,
+    monitor_connection_health,
     process_trades_background,
     run_with_uvloop,
     setup_uvloop,
@@ -215,6 +217,19 @@ async def test_configure_high_performance_engine_makes_a_larger_pool(library: No
         await engine.dispose()
 
 
+@pytest.mark.manual("F10", "monitor_connection_health", differs="X20: pools count nothing invalid, so this does")
+async def test_monitor_connection_health_counts_connections(library: None) -> None:
+    async with get_async_session() as session:
+        await session.execute(text("SELECT 1"))
+        inside = await monitor_connection_health()
+    async with get_engine().connect() as connection:
+        await connection.invalidate()
+    after = await monitor_connection_health()
+
+    assert inside == {"pool_size": 20, "checked_in": 0, "checked_out": 1, "overflow": 0, "invalid": 0}
+    assert (after["checked_out"], after["invalid"]) == (0, 1)
+
+
 @pytest.mark.manual("F11", "create_complete_trading_setup")
 async def test_create_complete_trading_setup_is_all_or_nothing(market: Market) -> None:
     user_data = {"mail": "new@example.com", "password": HASHED, "role": "USER"}
@@ -312,6 +327,33 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     assert len([statement for statement in warming if "symbols" in statement]) == 2
     assert len(symbols) == 601
     assert reading == []
+
+
+@pytest.mark.manual("F15", "get_cache_health", differs="X49: hits and misses are this process's, not the server's")
+async def test_get_cache_health_tells_hits_and_outages(
+    market: Market, relied_on: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await get_cache_health()
+    for _ in range(3):
+        async with get_async_session() as session:
+            await SymbolRepository(session).get_decimals(market.symbol.id)
+    after = await get_cache_health()
+    monkeypatch.setenv("REDIS_URL", "redis://localhost:1/0")
+    away = await get_cache_health()
+
+    assert set(after) == {
+        "redis_status",
+        "connected_clients",
+        "used_memory",
+        "cache_hits",
+        "cache_misses",
+        "uptime",
+    }
+    assert after["redis_status"] == "healthy"
+    assert after["cache_hits"] - before["cache_hits"] == 2
+    assert after["cache_misses"] - before["cache_misses"] == 1
+    assert away["redis_status"] == "unhealthy"
+    assert away.keys() == {"redis_status", "error"}
 
 
 @pytest.mark.manual("F16", "get_user_with_bots_optimized")
@@ -486,10 +528,13 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
     lost = [InterfaceError("COMMIT", None, ConnectionError()), ConnectionRefusedError()]
 
     async def losing(user_data: dict[str, Any], *, is_retry: bool) -> User:
-        """Commits, and lets nobody know for the first two times."""
+        """Cannot connect, or commits and lets nobody know, for as long as something is to be lost."""
+        error = lost.pop(0) if lost else None
+        if isinstance(error, ConnectionRefusedError):
+            raise error
         user = await create(user_data, is_retry=is_retry)
-        if lost:
-            raise lost.pop(0)
+        if error is not None:
+            raise error
         return user
 
     user_data = {"mail": "user@example.com", "password": HASHED, "name": "Ada"}
@@ -497,6 +542,8 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
 
     created = await create_user_with_retry(user_data)
     taken = await create_user_with_retry({**user_data, "name": "Eve"})
+    lost.append(ConnectionRefusedError())
+    taken_meanwhile = await create_user_with_retry({**user_data, "name": "Eve"})
     plain = await create_user_with_retry({"mail": "other@example.com", "password": "secret"})
     monkeypatch.setenv("DATABASE_URL", "postgresql://localhost:1/nothing")
     await dispose_engine()
@@ -504,9 +551,10 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
 
     assert (created["success"], created["attempts"], created["user"]["mail"]) == (True, 3, "user@example.com")
     assert "password" not in created["user"]
-    assert waits == [1, 2, 1]
+    assert waits == [1, 2, 1, 1]
     error = {"success": False, "error": "mail: is taken by another user", "type": "integrity_error", "attempts": 1}
     assert taken == error
+    assert taken_meanwhile == {**error, "attempts": 2}
     assert (plain["success"], plain["type"]) == (False, "unknown_error")
     assert "secret" not in str(plain)
     assert (away["success"], away["type"], away["attempts"]) == (False, "connection_error", 2)
@@ -565,10 +613,16 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
         orders = [await order_repo.create(market.order) for _ in range(6)]
     seen: list[int] = []
 
-    def should_fill_order(order: Order) -> bool:
+    async def should_fill_order(order: Order) -> bool:
         seen.append(order.order_id)
         if order.order_id == orders[1].order_id:
             raise ZeroDivisionError
+        if order.order_id == orders[2].order_id:
+            # It took so long to decide that another worker was given the order.
+            async with get_async_session() as session:
+                await session.execute(
+                    update(Order).where(Order.order_id == order.order_id).values(leased_by="another")
+                )
         return order.order_id != orders[0].order_id
 
     async def get_market_price(symbol_id: int) -> float:
@@ -585,7 +639,7 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
 
     workers = [asyncio.create_task(work()) for _ in range(2)]
     async with asyncio.timeout(20):
-        while await count(Trade) < 4 or len(seen) < 6:
+        while await count(Trade) < 3 or len(seen) < 6:
             await asyncio.sleep(0.05)
     for worker in workers:
         worker.cancel()
@@ -595,8 +649,8 @@ async def test_process_trades_background_fills_each_order_once(market: Market) -
         stored = {order.order_id: order for order in await OrderRepository(session).get_all()}
         trades = await TradeRepository(session).get_all()
     assert sorted(seen) == [order.order_id for order in orders]
-    assert [stored[order.order_id].status for order in orders] == ["pending"] * 2 + ["filled"] * 4
-    assert sorted(cast("int", trade.order_id) for trade in trades) == [order.order_id for order in orders[2:]]
+    assert [stored[order.order_id].status for order in orders] == ["pending"] * 3 + ["filled"] * 3
+    assert sorted(cast("int", trade.order_id) for trade in trades) == [order.order_id for order in orders[3:]]
     assert {(trade.price, trade.fee, trade.fee_currency) for trade in trades} == {
         (Decimal("45050.5"), Decimal("0.000001"), "USDT")
     }

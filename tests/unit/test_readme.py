@@ -1,6 +1,8 @@
 """The README says what is so."""
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
@@ -21,6 +23,19 @@ def test_every_setting_stands_in_the_table_with_its_default() -> None:
         return str(default).lower() if isinstance(default, bool) else str(default)
 
     assert rows == {name.upper(): shown(field.default) for name, field in Settings.model_fields.items()}
+
+
+def test_every_example_is_python_and_imports_what_there_is() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+    assert examples
+    for example in examples:
+        tree = ast.parse(example)
+        compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for imported in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+            if (imported.module or "").split(".")[0] in ("contracts", "service"):
+                module = import_module(str(imported.module))
+                assert all(hasattr(module, name.name) for name in imported.names), ast.unparse(imported)
 
 
 def test_every_file_it_links_to_is_there() -> None:
