@@ -87,6 +87,7 @@ class BotRemoval(View):
     bot_exchanges: int
     strategies: int
     feeds: int
+    dry_trades: int
     simulations: int
     logs: int
 
@@ -132,8 +133,8 @@ class BotUpdates(Updates):
 class EditBot(Command[BotView], name="edit_bot"):
     """Change a bot. ``conflict`` if its owner has a bot of that name or ``expected_version`` is not its version.
 
-    Also a ``conflict``: to make it active and live while it has no exchange account, and to give it to another
-    owner while it has exchange accounts, orders or trades of the present one.
+    Also a ``conflict``: to make it active and live while it has no exchange account with credentials, and to give
+    it to another owner while it has exchange accounts, orders or trades of the present one.
     """
 
     bot_id: Id
@@ -142,7 +143,7 @@ class EditBot(Command[BotView], name="edit_bot"):
 
 
 class DeleteBot(Command[BotRemoval], name="delete_bot"):
-    """Delete a bot with its feeds, strategies, simulations and logs; orders and trades stay, without a bot.
+    """Delete a bot with its feeds, strategies, dry trades, simulations and logs; orders and trades stay, without it.
 
     ``conflict`` while it has open orders, or is active and not a dry run, unless ``force``.
     """
@@ -167,7 +168,8 @@ class AddExchangeToBot(Command[BotExchangeView], name="add_exchange_to_bot"):
 class RemoveExchangeFromBot(Command[bool], name="remove_exchange_from_bot"):
     """Let a bot use an exchange account no more; its feeds stay, without an account.
 
-    Answered with whether it could before. ``not_found`` if there is no such bot.
+    Answered with whether it could before. ``not_found`` if there is no such bot, ``conflict`` if it is active and
+    live and this is its last account with credentials.
     """
 
     bot_id: Id
@@ -266,7 +268,10 @@ class BotUpdated(Event[BotView], name="bot.updated", key=("bot_id",)):
 
 
 class BotDeleted(Event[BotView], name="bot.deleted", key=("bot_id",)):
-    """A bot is gone, with its logs and simulations; orders and trades that named it name no bot now."""
+    """A bot is gone, with its logs and simulations; orders, trades and positions that named it name no bot now.
+
+    Its feeds, strategies, accounts and dry trades are announced by events of their own.
+    """
 
     @classmethod
     def keys_of(cls, image: BotView) -> Iterable[str]:

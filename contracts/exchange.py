@@ -151,7 +151,8 @@ class UpdateExchange(Command[ExchangeView], name="update_exchange"):
     """Change an account.
 
     ``conflict`` if the user has another one of that name there, if ``expected_version`` is not the account's
-    version, or if an account with orders, trades or bots should change its owner.
+    version, if an account with orders, trades or bots should change its owner, or if a bot that is active and live
+    would be left without credentials.
     """
 
     ex_id: Id
@@ -266,7 +267,10 @@ class ExchangeUpdated(Event[ExchangeView], name="exchange.updated", key=("ex_id"
 
 
 class ExchangeDeleted(Event[ExchangeView], name="exchange.deleted", key=("ex_id",)):
-    """An account is gone, with its orders and trades."""
+    """An account is gone, with its orders, trades, balances, positions and history.
+
+    That bots used it, that feeds took its prices, and its dry trades are announced by events of their own.
+    """
 
     @classmethod
     def keys_of(cls, image: ExchangeView) -> Iterable[str]:

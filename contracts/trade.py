@@ -167,6 +167,8 @@ class ClearedDryTrades(View):
     """The dry trades of a bot up to ``last_dry_trade_id`` are gone."""
 
     bot_id: Id
+    ex_id: Id | None = None
+    """Only those on this account, which is gone; null for all of the bot's."""
     last_dry_trade_id: LedgerId
     count: int
 

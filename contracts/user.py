@@ -277,7 +277,7 @@ class UserPasswordChanged(Event[UserRef], name="user.password_changed", key=("ui
 
 
 class UserDeleted(Event[UserView], name="user.deleted", key=("uid",)):
-    """A user is gone, with orders and trades; accounts and bots are announced by events of their own."""
+    """A user is gone, with orders and trades; accounts and bots, and what is theirs, have events of their own."""
 
     @classmethod
     def keys_of(cls, image: UserView) -> Iterable[str]:

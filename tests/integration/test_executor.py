@@ -24,16 +24,6 @@ from service.unit_of_work import UnitOfWork
 from tests.builders import Desk, Direct, a_desk, received
 
 
-@pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-async def desk(executor: Executor) -> Desk:
-    return await a_desk(Direct(executor))
-
-
 async def count(sessions: SessionMaker, table: Any) -> int:
     async with sessions() as session:
         return await session.scalar(select(func.count()).select_from(table)) or 0
