@@ -41,6 +41,7 @@ from contracts.bot import (
     BotExchangeAdded,
     BotExchangeRemoved,
     BotExchangeView,
+    BotFields,
     BotPage,
     BotParams,
     BotRemoval,
@@ -77,6 +78,7 @@ from contracts.bot_log import (
 )
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
 from contracts.exchange import (
+    AccountFields,
     AddExchange,
     CatExchangeView,
     DeleteExchange,
@@ -223,6 +225,7 @@ from contracts.trade import (
     TradingStats,
     UserTradingSummary,
 )
+from contracts.trading_setup import CreateTradingSetup, TradingSetup
 from contracts.user import (
     AddUser,
     DeleteUser,
@@ -242,6 +245,7 @@ from contracts.user import (
     UserCredentials,
     UserDeleted,
     UserDeletion,
+    UserFields,
     UserPasswordChanged,
     UserRef,
     UsersPage,
@@ -252,6 +256,7 @@ from contracts.user import (
 )
 
 __all__ = [
+    "AccountFields",
     "AddBot",
     "AddBotStrategy",
     "AddExchange",
@@ -272,6 +277,7 @@ __all__ = [
     "BotExchangeRemoved",
     "BotExchangeView",
     "BotFeedsChanged",
+    "BotFields",
     "BotLogPage",
     "BotLogRef",
     "BotLogSaved",
@@ -296,6 +302,7 @@ __all__ = [
     "Command",
     "CommandRejected",
     "CreateOrder",
+    "CreateTradingSetup",
     "DelBotStrategy",
     "DelCatStrategy",
     "DeleteBot",
@@ -469,6 +476,7 @@ __all__ = [
     "TradesPage",
     "TradesRecorded",
     "TradesSlice",
+    "TradingSetup",
     "TradingStats",
     "Unroutable",
     "UpdateExchange",
@@ -482,6 +490,7 @@ __all__ = [
     "UserCredentials",
     "UserDeleted",
     "UserDeletion",
+    "UserFields",
     "UserPasswordChanged",
     "UserRef",
     "UserTradingSummary",

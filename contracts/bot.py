@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Updates, View
+from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.feed import FeedView
 from contracts.strategy import StrategyView
 from contracts.types import (
@@ -20,6 +20,8 @@ from contracts.types import (
     NonNegative,
     Text,
 )
+
+TradingCurrency = Annotated[Text, Field(min_length=1, max_length=15)]
 
 
 class BotView(View):
@@ -109,13 +111,18 @@ class BotStats(View):
     """When it traded last within these days."""
 
 
-class AddBot(Command[BotView], name="add_bot"):
-    """Create a bot. ``conflict`` if the user has one of that name. Mind that ``dry_run`` is off unless you say so."""
+class BotFields(Part):
+    """What one says of a bot to create one. Mind that ``dry_run`` is off unless you say so."""
 
-    uid: Id
     name: Name
     dry_run: Flag = False
     active: Flag = False
+
+
+class AddBot(BotFields, Command[BotView], name="add_bot"):
+    """Create a bot. ``conflict`` if the user has one of that name. Mind that ``dry_run`` is off unless you say so."""
+
+    uid: Id
 
 
 class BotUpdates(Updates):
@@ -161,7 +168,7 @@ class AddExchangeToBot(Command[BotExchangeView], name="add_exchange_to_bot"):
 
     bot_id: Id
     ex_id: Id
-    trading_currency: Annotated[Text, Field(min_length=1, max_length=15)] | None = None
+    trading_currency: TradingCurrency | None = None
     max_exposure: NonNegative | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Updates, View
+from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.sealing import PublicKey, Sealed, is_secret_name
 from contracts.types import Flag, Id, Instant, Name, Text
 
@@ -112,7 +112,17 @@ class InstallExchange(Command[CatExchangeView], name="install_exchange"):
     """Settings that hold for every account there, by name."""
 
 
-class AddExchange(Command[ExchangeView], name="add_exchange"):
+class AccountFields(Part):
+    """What one says of an account to open one, apart from whose it is and its credentials."""
+
+    cat_ex_id: Id
+    ex_name: Name
+    account: AccountName = ""
+    sandbox: Flag = False
+    active: Flag = True
+
+
+class AddExchange(AccountFields, Command[ExchangeView], name="add_exchange"):
     """Open a user's account on a catalog exchange.
 
     ``conflict`` if the user has one of that name there, ``not_found`` without such a user or exchange. Credentials
@@ -120,14 +130,9 @@ class AddExchange(Command[ExchangeView], name="add_exchange"):
     """
 
     uid: Id
-    cat_ex_id: Id
-    ex_name: Name
-    account: AccountName = ""
     api_key: Sealed | None = None
     api_secret: Sealed | None = None
     passphrase: Sealed | None = None
-    sandbox: Flag = False
-    active: Flag = True
 
 
 class ExchangeUpdates(Updates):

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     require_authenticated_sender: bool = False
     """Refuse commands without the ``user_id`` property, which the broker checks against the login."""
 
+    senders: str | None = None
+    """``login:role`` or ``login:role:uid+uid`` of all who may send, separated by commas; see `service.senders`."""
+
     sealing_key: SecretStr | None = None
     """Private keys that senders of credentials seal for, the present one first; `persistence keygen` makes them."""
     sealing_key_file: Path | None = None

@@ -1,6 +1,7 @@
 """Databases and virtual hosts that are made for one purpose and gone afterwards."""
 
 import asyncio
+import json
 import secrets
 import urllib.request
 from collections.abc import AsyncIterator
@@ -61,7 +62,7 @@ async def execute(database_url: str, statement: str) -> None:
         await connection.close()
 
 
-def manage(servers: Servers, method: str, path: str) -> None:
+def manage(servers: Servers, method: str, path: str, body: object = None) -> None:
     """Ask the broker's management interface, which every way of finding servers comes with."""
     if servers.rabbitmq_management_url is None:
         raise RuntimeError("set RABBITMQ_MANAGEMENT_URL (http://user:password@host:15672): tests make virtual hosts")
@@ -72,5 +73,6 @@ def manage(servers: Servers, method: str, path: str) -> None:
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(base + path, method=method, headers=headers)  # noqa: S310 - http, made above
+    request.data = None if body is None else json.dumps(body).encode()
     with opener.open(request, timeout=10) as answer:
         answer.read()

@@ -15,6 +15,7 @@ from service.commands import (
     symbol,
     tick,
     trade,
+    trading_setup,
     user,
 )
 from service.registry import Handler
@@ -32,6 +33,7 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **trade.handlers.handlers,
     **account.handlers.handlers,
     **tick.handlers.handlers,
+    **trading_setup.handlers.handlers,
 }
 
 __all__ = ["HANDLERS"]
