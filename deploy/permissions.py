@@ -1,4 +1,4 @@
-"""What a login may do on the broker, by its role: ``python -m deploy.permissions LOGIN ROLE [VHOST]`` prints commands.
+"""What a login may do on the broker: ``python -m deploy.permissions LOGIN ROLE [VHOST]`` prints the commands.
 
 The service knows roles too (setting ``SENDERS``) and looks into bodies. This is the fence in front of it: a login can
 publish what its role may send, cannot publish events or answers, and declares and reads nothing but its own.

@@ -1,7 +1,7 @@
 """Who may send what: the role of each login, and whose data it may name.
 
-RabbitMQ checks that the property ``user_id`` is the login of the connection, and (deploy/permissions.py) which commands
-a login may publish. What is left is decided here, where bodies are read: whose data a request names.
+RabbitMQ checks that the property ``user_id`` is the login of the connection, and (deploy/permissions.py) which
+commands a login may publish. What is left is decided here, where bodies are read: whose data a request names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ NOBODYS: Final[frozenset[Kind]] = frozenset(
 """Requests about what belongs to no user, such as the symbols of an exchange."""
 
 
-def _owned(key: InstrumentedAttribute[int], *, by_bot: InstrumentedAttribute[int] | None = None) -> Select[Any]:
+def _owned(key: InstrumentedAttribute[int], by_bot: InstrumentedAttribute[int] | None) -> Select[Any]:
     owner = key.class_.uid if by_bot is None else Bot.uid
     rows = select(literal(key.key).label("name"), key.label("id"), owner.label("uid"))
     return rows if by_bot is None else rows.join(Bot, Bot.bot_id == by_bot)
@@ -183,9 +183,7 @@ async def _owners(session: AsyncSession, named: Iterable[Names]) -> Owners:
         for (_, kind), some in names.items():
             ids.setdefault(kind, set()).update(some)
     owners = {("uid", uid): uid for uid in ids.pop("uid", ())}
-    queries = [
-        _owned(_KEYS[kind][0], by_bot=_KEYS[kind][1]).where(_KEYS[kind][0].in_(some)) for kind, some in ids.items()
-    ]
+    queries = [_owned(*_KEYS[kind]).where(_KEYS[kind][0].in_(some)) for kind, some in ids.items()]
     if queries:
         owners |= {(row.name, row.id): row.uid for row in await session.execute(union_all(*queries))}
     return owners
