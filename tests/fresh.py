@@ -1,4 +1,4 @@
-"""Databases and virtual hosts that are made for one purpose and gone afterwards."""
+"""Databases, virtual hosts and changes that are made for one purpose and gone afterwards."""
 
 import asyncio
 import json
@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from deploy.servers import Servers
 from service.config import Settings
+from service.database import SessionMaker
+from service.vault import Vault, with_vault
 
 
 @asynccontextmanager
@@ -35,6 +38,17 @@ async def fresh_vhost(servers: Servers) -> AsyncIterator[str]:
         yield with_path(servers.rabbitmq_url, name)
     finally:
         await asyncio.to_thread(manage, servers, "DELETE", f"/api/vhosts/{name}")
+
+
+@asynccontextmanager
+async def taken_back(engine: AsyncEngine, vault: Vault) -> AsyncIterator[SessionMaker]:
+    """Sessions whose commits are taken back at the end: what comes next finds the database as it was."""
+    async with engine.connect() as connection:
+        transaction = await connection.begin()
+        yield async_sessionmaker(
+            connection, join_transaction_mode="create_savepoint", expire_on_commit=False, info=with_vault(vault)
+        )
+        await transaction.rollback()
 
 
 def environment(settings: Settings) -> dict[str, str]:
