@@ -3,25 +3,18 @@
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
-from contracts.sealing import PublicKey, Sealed, is_secret_name
+from contracts.sealing import ParamName, PublicKey, Sealed
 from contracts.types import Flag, Id, Instant, Name, Text
 
 CREDENTIAL_FIELDS = ("api_key", "api_secret", "passphrase")
 """What an account's credentials consist of."""
 
 
-def _is_no_secret(name: str) -> str:
-    if is_secret_name(name):
-        raise ValueError("is the name of a secret; secrets are sealed and sent as credentials of an account")
-    return name
-
-
 AccountName = Annotated[Text, Field(max_length=50)]
-ParamName = Annotated[Text, Field(min_length=1, max_length=50), AfterValidator(_is_no_secret)]
 ParamValue = Annotated[Text, Field(max_length=4_096)]
 
 
