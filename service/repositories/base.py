@@ -12,6 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from contracts.base import Event, View
 from contracts.errors import ErrorCode, Refusal
+from contracts.sealing import is_secret_name
 from service.base import Base
 from service.outbox import record
 
@@ -227,6 +228,13 @@ def in_utc(instant: datetime) -> datetime:
 def differing(row: Base, values: dict[str, Any]) -> list[str]:
     """Names of the columns in which ``row`` is not what ``values`` say; amounts are compared as numbers."""
     return [name for name, value in values.items() if getattr(row, name) != value]
+
+
+def refuse_secret_names(params: Iterable[str]) -> None:
+    """Settings are shown to everybody, so none may be called like a secret."""
+    for name in params:
+        if is_secret_name(name):
+            raise Refusal(ErrorCode.VALIDATION, "is the name of a secret", field=f"params.{name}")
 
 
 def check_version(row: Any, expected: int | None) -> None:

@@ -20,7 +20,6 @@ from contracts.exchange import (
     ExchangeUpdated,
     ExchangeView,
 )
-from contracts.sealing import is_secret_name
 from service.models import (
     OPEN_STATUSES,
     BotExchange,
@@ -35,7 +34,15 @@ from service.models import (
     Trade,
 )
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, delete_in_steps, differing, locked, moves_key
+from service.repositories.base import (
+    BaseRepository,
+    check_version,
+    delete_in_steps,
+    differing,
+    locked,
+    moves_key,
+    refuse_secret_names,
+)
 from service.repositories.bot import BotRepository
 from service.repositories.symbol import SymbolRepository
 from service.repositories.trade import TradeRepository
@@ -64,6 +71,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         ``conflict`` if there is one with another view or other params.
         """
         params = params or {}
+        refuse_secret_names(params)
         new = await self.session.scalar(
             insert(CatExchange)
             .values(name=name, ohlcv_view=ohlcv_view)
@@ -232,9 +240,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
 
         No event if nothing differs. ``not_found`` without such an exchange or account.
         """
-        for name in params:
-            if is_secret_name(name):
-                raise Refusal(ErrorCode.VALIDATION, "is the name of a secret", field=f"params.{name}")
+        refuse_secret_names(params)
         owner: Exchange | CatExchange
         param: type[ExchangeParam | CatExchangeParam]
         if ex_id is not None:

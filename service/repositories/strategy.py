@@ -14,7 +14,7 @@ from contracts.strategy import BotStrategyChanged, CatStrategyView, StrategyCata
 from service.cursor import behind
 from service.models import Bot, CatStrategy, CatStrategyParam, Feed, Strategy, StrategyParam
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing, exact, locked
+from service.repositories.base import BaseRepository, check_version, differing, exact, locked, refuse_secret_names
 
 # How much of its funds a bot puts into a position if nobody says.
 _SIZE_PCT: Final = 10
@@ -45,6 +45,7 @@ class StrategyRepository(BaseRepository[Strategy]):
 
         Values that are not given stay as they are; ``params`` are replaced as a whole where they are given.
         """
+        refuse_secret_names(params or {})
         data = exact(cat_strategy)
         new = await self.session.scalar(
             insert(CatStrategy)
@@ -92,6 +93,7 @@ class StrategyRepository(BaseRepository[Strategy]):
         """
         given = exact(strategy)
         params: dict[str, str] = given.pop("params", {})
+        refuse_secret_names(params)
         given = {name: value for name, value in given.items() if value is not None or name not in _NEVER_NULL}
         bot_id, cat_str_id = given["bot_id"], given["cat_str_id"]
         if not await self.session.scalar(select(exists().where(Bot.bot_id == bot_id))):
@@ -133,6 +135,7 @@ class StrategyRepository(BaseRepository[Strategy]):
         self, str_id: int, params: dict[str, str | None], *, expected_version: int | None = None
     ) -> Strategy:
         """The strategy with these settings; None removes one, those not named stay as they are."""
+        refuse_secret_names(params)
         row = await self._held(str_id, expected_version)
         wanted = {name: value for name, value in {**row.params, **params}.items() if value is not None}
         if row.params == wanted:
