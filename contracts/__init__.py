@@ -41,6 +41,7 @@ from contracts.bot import (
     BotExchangeAdded,
     BotExchangeRemoved,
     BotExchangeView,
+    BotFields,
     BotPage,
     BotParams,
     BotRemoval,
@@ -84,6 +85,7 @@ from contracts.cache import (
 )
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
 from contracts.exchange import (
+    AccountFields,
     AddExchange,
     CatExchangeView,
     DeleteExchange,
@@ -251,6 +253,7 @@ from contracts.trade import (
     TradingStats,
     UserTradingSummary,
 )
+from contracts.trading_setup import CreateTradingSetup, TradingSetup
 from contracts.user import (
     AddUser,
     DeleteUser,
@@ -270,6 +273,7 @@ from contracts.user import (
     UserCredentials,
     UserDeleted,
     UserDeletion,
+    UserFields,
     UserPasswordChanged,
     UserRef,
     UsersPage,
@@ -280,6 +284,7 @@ from contracts.user import (
 )
 
 __all__ = [
+    "AccountFields",
     "AddBot",
     "AddBotStrategy",
     "AddExchange",
@@ -300,6 +305,7 @@ __all__ = [
     "BotExchangeRemoved",
     "BotExchangeView",
     "BotFeedsChanged",
+    "BotFields",
     "BotLogPage",
     "BotLogRef",
     "BotLogSaved",
@@ -331,6 +337,7 @@ __all__ = [
     "CommandRejected",
     "ConnectionPool",
     "CreateOrder",
+    "CreateTradingSetup",
     "DatabaseHealth",
     "DelBotStrategy",
     "DelCatStrategy",
@@ -518,6 +525,7 @@ __all__ = [
     "TradesPage",
     "TradesRecorded",
     "TradesSlice",
+    "TradingSetup",
     "TradingStats",
     "Unroutable",
     "UpdateExchange",
@@ -531,6 +539,7 @@ __all__ = [
     "UserCredentials",
     "UserDeleted",
     "UserDeletion",
+    "UserFields",
     "UserPasswordChanged",
     "UserRef",
     "UserTradingSummary",

@@ -6,6 +6,7 @@ A subclass states its wire name; nothing is derived from a class name, so renami
 import builtins
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
@@ -300,8 +301,8 @@ def _whole_number(digits: str) -> int | JsonNumber:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise Duplicates(next(name for name in names if names.count(name) > 1))
+        counts = Counter(name for name, _ in pairs)
+        raise Duplicates(next(name for name, count in counts.items() if count > 1))
     return fields
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Updates, View
+from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.feed import FeedView
 from contracts.strategy import StrategyView
 from contracts.types import (
@@ -20,6 +20,8 @@ from contracts.types import (
     NonNegative,
     Text,
 )
+
+TradingCurrency = Annotated[Text, Field(min_length=1, max_length=15)]
 
 
 class BotView(View):
@@ -87,6 +89,7 @@ class BotRemoval(View):
     bot_exchanges: int
     strategies: int
     feeds: int
+    dry_trades: int
     simulations: int
     logs: int
 
@@ -108,13 +111,18 @@ class BotStats(View):
     """When it traded last within these days."""
 
 
-class AddBot(Command[BotView], name="add_bot"):
-    """Create a bot. ``conflict`` if the user has one of that name. Mind that ``dry_run`` is off unless you say so."""
+class BotFields(Part):
+    """What one says of a bot to create one. Mind that ``dry_run`` is off unless you say so."""
 
-    uid: Id
     name: Name
     dry_run: Flag = False
     active: Flag = False
+
+
+class AddBot(BotFields, Command[BotView], name="add_bot"):
+    """Create a bot. ``conflict`` if the user has one of that name. Mind that ``dry_run`` is off unless you say so."""
+
+    uid: Id
 
 
 class BotUpdates(Updates):
@@ -132,8 +140,8 @@ class BotUpdates(Updates):
 class EditBot(Command[BotView], name="edit_bot"):
     """Change a bot. ``conflict`` if its owner has a bot of that name or ``expected_version`` is not its version.
 
-    Also a ``conflict``: to make it active and live while it has no exchange account, and to give it to another
-    owner while it has exchange accounts, orders or trades of the present one.
+    Also a ``conflict``: to make it active and live while it has no exchange account with credentials, and to give
+    it to another owner while it has exchange accounts, orders or trades of the present one.
     """
 
     bot_id: Id
@@ -142,7 +150,7 @@ class EditBot(Command[BotView], name="edit_bot"):
 
 
 class DeleteBot(Command[BotRemoval], name="delete_bot"):
-    """Delete a bot with its feeds, strategies, simulations and logs; orders and trades stay, without a bot.
+    """Delete a bot with its feeds, strategies, dry trades, simulations and logs; orders and trades stay, without it.
 
     ``conflict`` while it has open orders, or is active and not a dry run, unless ``force``.
     """
@@ -160,14 +168,15 @@ class AddExchangeToBot(Command[BotExchangeView], name="add_exchange_to_bot"):
 
     bot_id: Id
     ex_id: Id
-    trading_currency: Annotated[Text, Field(min_length=1, max_length=15)] | None = None
+    trading_currency: TradingCurrency | None = None
     max_exposure: NonNegative | None = None
 
 
 class RemoveExchangeFromBot(Command[bool], name="remove_exchange_from_bot"):
     """Let a bot use an exchange account no more; its feeds stay, without an account.
 
-    Answered with whether it could before. ``not_found`` if there is no such bot.
+    Answered with whether it could before. ``not_found`` if there is no such bot, ``conflict`` if it is active and
+    live and this is its last account with credentials.
     """
 
     bot_id: Id
@@ -272,7 +281,10 @@ class BotUpdated(Event[BotView], name="bot.updated", key=("bot_id",)):
 
 
 class BotDeleted(Event[BotView], name="bot.deleted", key=("bot_id",)):
-    """A bot is gone, with its logs and simulations; orders and trades that named it name no bot now."""
+    """A bot is gone, with its logs and simulations; orders, trades and positions that named it name no bot now.
+
+    Its feeds, strategies, accounts and dry trades are announced by events of their own.
+    """
 
     @classmethod
     def keys_of(cls, image: BotView) -> Iterable[str]:

@@ -3,25 +3,18 @@
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Updates, View
-from contracts.sealing import PublicKey, Sealed, is_secret_name
+from contracts.base import Command, Event, Lookup, Part, Updates, View
+from contracts.sealing import ParamName, PublicKey, Sealed
 from contracts.types import Flag, Id, Instant, Name, Text
 
 CREDENTIAL_FIELDS = ("api_key", "api_secret", "passphrase")
 """What an account's credentials consist of."""
 
 
-def _is_no_secret(name: str) -> str:
-    if is_secret_name(name):
-        raise ValueError("is the name of a secret; secrets are sealed and sent as credentials of an account")
-    return name
-
-
 AccountName = Annotated[Text, Field(max_length=50)]
-ParamName = Annotated[Text, Field(min_length=1, max_length=50), AfterValidator(_is_no_secret)]
 ParamValue = Annotated[Text, Field(max_length=4_096)]
 
 
@@ -112,7 +105,17 @@ class InstallExchange(Command[CatExchangeView], name="install_exchange"):
     """Settings that hold for every account there, by name."""
 
 
-class AddExchange(Command[ExchangeView], name="add_exchange"):
+class AccountFields(Part):
+    """What one says of an account to open one, apart from whose it is and its credentials."""
+
+    cat_ex_id: Id
+    ex_name: Name
+    account: AccountName = ""
+    sandbox: Flag = False
+    active: Flag = True
+
+
+class AddExchange(AccountFields, Command[ExchangeView], name="add_exchange"):
     """Open a user's account on a catalog exchange.
 
     ``conflict`` if the user has one of that name there, ``not_found`` without such a user or exchange. Credentials
@@ -120,14 +123,9 @@ class AddExchange(Command[ExchangeView], name="add_exchange"):
     """
 
     uid: Id
-    cat_ex_id: Id
-    ex_name: Name
-    account: AccountName = ""
     api_key: Sealed | None = None
     api_secret: Sealed | None = None
     passphrase: Sealed | None = None
-    sandbox: Flag = False
-    active: Flag = True
 
 
 class ExchangeUpdates(Updates):
@@ -151,7 +149,8 @@ class UpdateExchange(Command[ExchangeView], name="update_exchange"):
     """Change an account.
 
     ``conflict`` if the user has another one of that name there, if ``expected_version`` is not the account's
-    version, or if an account with orders, trades or bots should change its owner.
+    version, if an account with orders, trades or bots should change its owner, or if a bot that is active and live
+    would be left without credentials.
     """
 
     ex_id: Id
@@ -266,7 +265,10 @@ class ExchangeUpdated(Event[ExchangeView], name="exchange.updated", key=("ex_id"
 
 
 class ExchangeDeleted(Event[ExchangeView], name="exchange.deleted", key=("ex_id",)):
-    """An account is gone, with its orders and trades."""
+    """An account is gone, with its orders, trades, balances, positions and history.
+
+    That bots used it, that feeds took its prices, and its dry trades are announced by events of their own.
+    """
 
     @classmethod
     def keys_of(cls, image: ExchangeView) -> Iterable[str]:

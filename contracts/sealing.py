@@ -20,6 +20,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
 
+from contracts.types import Name
+
 MAX_SECRET_BYTES: Final = 4_096
 _MAX_SEALED_CHARACTERS: Final = 8_192
 _KEY_BYTES: Final = 32
@@ -137,6 +139,16 @@ def is_secret_name(name: str) -> bool:
     """Whether a field of this name can be expected to hold a secret: ``apiKey``, ``new-password``, ``f2a``."""
     plain = re.sub(r"[\W_]", "", name).lower()
     return plain in _SECRET_NAMES or any(word in plain for word in _SECRET_WORDS)
+
+
+def _is_no_secret(name: str) -> str:
+    if is_secret_name(name):
+        raise ValueError("is the name of a secret; secrets are sealed and sent as credentials of an account")
+    return name
+
+
+ParamName = Annotated[Name, AfterValidator(_is_no_secret)]
+"""The name of a setting, which everybody may see."""
 
 
 def _derive(shared: bytes, salt: bytes) -> tuple[bytes, bytes]:

@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 
 from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
+from contracts.sealing import ParamName
 from contracts.types import Count, Cursor, ExactDecimal, Flag, Id, Instant, Limit, Name, NonNegative, Positive, Text
 
 SmallCount = Annotated[Count, Field(le=32_767)]
 Percent = Annotated[Positive, Field(le=100)]
 Currency = Annotated[Text, Field(min_length=1, max_length=15)]
-Params = Annotated[dict[Name, Text], Field(max_length=500)]
-"""Settings by name; what they mean is between a strategy and its author."""
+Params = Annotated[dict[ParamName, Text], Field(max_length=500)]
+"""Settings by name; what they mean is between a strategy and its author. They are no place for secrets."""
 
 
 class CatStrategyView(View):
@@ -178,7 +179,7 @@ class EditStrategyParams(Command[StrategyView], name="edit_strategy_params"):
     """Change settings of what a bot runs: null removes one, those not named stay as they are."""
 
     str_id: Id
-    params: Annotated[dict[Name, Text | None], Field(min_length=1, max_length=500)]
+    params: Annotated[dict[ParamName, Text | None], Field(min_length=1, max_length=500)]
     expected_version: Id | None = None
 
 

@@ -136,8 +136,8 @@ class UpdateSymbol(Command[SymbolView], name="update_symbol"):
 class DeleteSymbol(Command[SymbolView], name="delete_symbol"):
     """Take a symbol off the list of its exchange, with its ticks; answered with what it was.
 
-    ``conflict`` while an order, a trade, a dry trade or a position is about it, or if ``expected_version`` is not
-    its version.
+    ``conflict`` while an order, a trade, a dry trade or a position is about it or a bot listens to it, or if
+    ``expected_version`` is not its version.
     """
 
     symbol_id: Id

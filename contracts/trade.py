@@ -53,8 +53,8 @@ class TradeView(View):
     row_version: int
 
 
-class TradeFields(Part):
-    """What one says of an execution."""
+class ExecutionFields(Part):
+    """What one says of an execution, real or simulated."""
 
     bot_id: Id
     uid: Id
@@ -63,9 +63,6 @@ class TradeFields(Part):
     side: Side
     size: Positive
     price: Positive
-    ex_trade_id: ExchangeTradeId | None = None
-    order_id: LedgerId | None = None
-    ex_order_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
     fee: Amount | None = None
     fee_currency: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
     leverage: Positive | None = None
@@ -73,6 +70,14 @@ class TradeFields(Part):
     roi_pct: Amount | None = None
     timestamp: Instant | None = None
     """When it was executed; the time of storing if left out."""
+
+
+class TradeFields(ExecutionFields):
+    """What one says of an execution on an exchange."""
+
+    ex_trade_id: ExchangeTradeId | None = None
+    order_id: LedgerId | None = None
+    ex_order_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
 
 
 class RecordTrade(TradeFields, Command[TradeView], name="record_trade", lane=Lane.TRADING):
@@ -139,34 +144,22 @@ class DryTradeView(View):
     row_version: int
 
 
-class RecordDryTrade(Command[DryTradeView], name="record_dry_trade", lane=Lane.TRADING):
+class RecordDryTrade(ExecutionFields, Command[DryTradeView], name="record_dry_trade", lane=Lane.TRADING):
     """Put a simulated execution on record.
 
     Bot, account and user must belong together and the symbol to the account's exchange (``forbidden``).
     """
 
-    bot_id: Id
-    uid: Id
-    ex_id: Id
-    symbol_id: Id
-    side: Side
-    size: Positive
-    price: Positive
-    fee: Amount | None = None
-    fee_currency: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
-    leverage: Positive | None = None
-    roi: Amount | None = None
-    roi_pct: Amount | None = None
     closing: Flag = False
     reason: Annotated[Text, Field(max_length=255)] | None = None
-    timestamp: Instant | None = None
-    """When it would have been executed; the time of storing if left out."""
 
 
 class ClearedDryTrades(View):
     """The dry trades of a bot up to ``last_dry_trade_id`` are gone."""
 
     bot_id: Id
+    ex_id: Id | None = None
+    """Only those on this account, which is gone; null for all of the bot's."""
     last_dry_trade_id: LedgerId
     count: int
 

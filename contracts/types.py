@@ -4,9 +4,9 @@ Money travels as a string and is a `Decimal` end to end. A JSON number is taken 
 than 15 significant digits: up to there a double holds it exactly enough to print the same digits again.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from math import isfinite
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Strict, ValidationInfo, WithJsonSchema
@@ -125,7 +125,10 @@ def _only_text_or_instant(value: Any) -> Any:
 def _to_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError('has no offset; say "Z" or "+02:00", a naive time is ambiguous')
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of the range of dates") from None
 
 
 Instant = Annotated[datetime, BeforeValidator(_only_text_or_instant), AfterValidator(_to_utc)]
@@ -143,23 +146,20 @@ def _storable(value: str) -> str:
     return value
 
 
-def _storable_throughout(value: dict[str, Any]) -> dict[str, Any]:
-    for part in _texts(value):
-        _storable(part)
-    return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every name and every text in a JSON value."""
+def _storable_throughout(value: Any) -> Any:
+    """A JSON value whose texts the database can hold, and whose numbers are what JSON calls so."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            yield name
-            yield from _texts(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
+        return _storable(value)
+    if isinstance(value, dict):
+        return {_storable(name): _storable_throughout(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_storable_throughout(part) for part in value]
+    if isinstance(value, float | Decimal):
+        number = float(value)
+        if not isfinite(number):
+            raise ValueError("holds a number that is out of range")
+        return number
+    return value
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_throughout)]

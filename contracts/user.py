@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from contracts import cache_keys
-from contracts.base import Command, Event, Lookup, Updates, View
+from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.bot import BotView
 from contracts.sealing import PublicKey, Sealed
 from contracts.types import Cursor, Flag, Id, Instant, Limit, Mail, Page, Role, Text
@@ -97,8 +97,8 @@ class UserDeletion(View):
     trades: int
 
 
-class AddUser(Command[UserView], name="add_user"):
-    """Register a user. ``conflict`` if the mail address (in any case) or the external id is taken."""
+class UserFields(Part):
+    """What one says of a user to register one."""
 
     mail: Mail
     password_hash: PasswordHash | None = Field(default=None, repr=False)
@@ -111,6 +111,10 @@ class AddUser(Command[UserView], name="add_user"):
     manager: Id | None = None
     external_id: ExternalId | None = None
     active: Flag = True
+
+
+class AddUser(UserFields, Command[UserView], name="add_user"):
+    """Register a user. ``conflict`` if the mail address (in any case) or the external id is taken."""
 
 
 class UserUpdates(Updates):
@@ -277,7 +281,7 @@ class UserPasswordChanged(Event[UserRef], name="user.password_changed", key=("ui
 
 
 class UserDeleted(Event[UserView], name="user.deleted", key=("uid",)):
-    """A user is gone, with orders and trades; accounts and bots are announced by events of their own."""
+    """A user is gone, with orders and trades; accounts and bots, and what is theirs, have events of their own."""
 
     @classmethod
     def keys_of(cls, image: UserView) -> Iterable[str]:

@@ -27,6 +27,7 @@ from service.lookup_server import LookupServer
 from service.observability import CACHE_REQUESTS, configure_logging
 from service.publisher import Publisher
 from service.relay import Relay
+from service.senders import Senders
 from service.vault import Vault
 
 log = structlog.get_logger()
@@ -59,7 +60,8 @@ class Service:
         )
         self._publisher = Publisher(settings)
         self._relay = Relay(sessions, self._publisher, settings)
-        executor = Executor(sessions, require_user=settings.require_authenticated_sender)
+        senders = Senders.of(settings)
+        executor = Executor(sessions, require_user=settings.require_authenticated_sender, senders=senders)
         self._lanes = [
             LaneConsumer(queue, executor, self._publisher, batch_size=settings.batch_size, committed=self._relay.wake)
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
@@ -78,6 +80,7 @@ class Service:
             self._publisher,
             cache_is_current=lambda: self._invalidator.is_current,
             require_user=settings.require_authenticated_sender,
+            senders=senders,
         )
         self._consumers = Consumers(settings)
         for lane in self._lanes:

@@ -59,6 +59,9 @@ class LibrarySettings(BaseSettings):
     inbox_retention_days: Annotated[int, Field(ge=REMEMBERED_DAYS, le=36_500)] = REMEMBERED_DAYS
     """Days in which a message that comes again has no second effect."""
 
+    senders: str | None = None
+    """``login:role`` or ``login:role:uid+uid`` of all who may send, separated by commas; see `service.senders`."""
+
     sealing_key: SecretStr | None = None
     """Private keys that senders of credentials seal for, the present one first; `persistence keygen` makes them."""
     sealing_key_file: Path | None = None

@@ -18,7 +18,8 @@ from service.received import Received
 
 REDACTED: Final = "***"
 # A name, quoted or not, and what makes a value follow it, in text that is unescaped by `_unescaped`.
-_NAME_AND_VALUE: Final = re.compile(r"([\w-]+)[\"']?\s*[:=]")
+# It begins at a name's beginning only and never steps back: a word of a megabyte is read once.
+_NAME_AND_VALUE: Final = re.compile(r"(?<![\w-])([\w-]++)[\"']?\s*+[:=]")
 _ESCAPE: Final = re.compile(r"\\u00([0-9a-f]{2})", re.IGNORECASE)
 _KEPT_BYTES: Final = 1024 * 1024
 

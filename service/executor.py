@@ -26,6 +26,7 @@ from service.observability import COMMANDS_HANDLED
 from service.outbox import set_cause
 from service.received import Received
 from service.registry import Existing, Handler
+from service.senders import Senders
 from service.unit_of_work import UnitOfWork
 
 log = structlog.get_logger()
@@ -64,8 +65,10 @@ class Executor:
         handlers: Mapping[type[Command[Any]], Handler] = HANDLERS,
         *,
         require_user: bool = False,
+        senders: Senders | None = None,
     ) -> None:
         self._sessions = sessions
+        self._senders = senders or Senders()
         self._handlers = handlers
         self._require_user = require_user
 
@@ -105,6 +108,7 @@ class Executor:
         async with self._sessions.begin() as session:
             ids = {task.message_id for task in tasks if task.message_id is not None}
             known = await inbox.find(session, ids)
+            await self._judge_senders(session, tasks)
             token = await _transaction_id(session) if any(task.received.reply_to for task in tasks) else None
             attempt = _Attempt(session, self._handlers, known, token)
             for task in tasks:
@@ -112,6 +116,13 @@ class Executor:
             await attempt.carry_out_run()
             await inbox.remember(session, attempt.handled)
         return _report(tasks)
+
+    async def _judge_senders(self, session: AsyncSession, tasks: Sequence[_Task]) -> None:
+        read = [(task, task.request) for task in tasks if task.request is not None]
+        refusals = await self._senders.judge(session, [(task.received.user_id, request) for task, request in read])
+        for (task, _), refusal in zip(read, refusals, strict=True):
+            if refusal is not None:
+                task.request, task.refusal = None, refusal
 
 
 class _Attempt:

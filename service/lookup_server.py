@@ -22,6 +22,7 @@ from service.observability import LOOKUP_SECONDS, LOOKUPS_ANSWERED
 from service.publisher import Publisher
 from service.received import Received
 from service.registry import Answer
+from service.senders import Senders
 from service.unit_of_work import UnitOfWork
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class LookupServer:
         *,
         cache_is_current: Callable[[], bool] = lambda: True,
         require_user: bool = False,
+        senders: Senders | None = None,
     ) -> None:
         """``cache_is_current`` tells whether the cache may be read; while it may not, the database is.
 
@@ -53,6 +55,7 @@ class LookupServer:
         self._answers = answers
         self._cache_is_current = cache_is_current
         self._require_user = require_user
+        self._senders = senders or Senders()
         self._loading = asyncio.Semaphore(_AT_ONCE)
         self._open = 0
 
@@ -83,6 +86,7 @@ class LookupServer:
             is_restricted = kind is not None and kind.restricted
             lookup = received.read_as(LOOKUP_TYPES, require_user=self._require_user and is_restricted)
             assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
+            await self._judge_sender(received, lookup)
             data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
             refusal = _refusal(received, error)
@@ -103,6 +107,12 @@ class LookupServer:
         LOOKUP_SECONDS.labels(lookup=name).observe(time.perf_counter() - started)
         # A cached answer is passed on as the bytes it is, neither read nor written again.
         return b'{"ok":true,"data":' + data + b',"meta":{}}'
+
+    async def _judge_sender(self, received: Received, lookup: Lookup[Any]) -> None:
+        async with self._sessions() as session:
+            [refusal] = await self._senders.judge(session, [(received.user_id, lookup)])
+        if refusal is not None:
+            raise refusal
 
     async def answer(self, lookup: Lookup[Any], *, fresh: bool = False) -> bytes:
         """The answer as JSON; a ``fresh`` one is never older than the question."""

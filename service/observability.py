@@ -76,7 +76,8 @@ def configure_logging(level: str, style: str) -> None:
         _one_line,
     ]
     renderer = (
-        [structlog.dev.ConsoleRenderer()]
+        # A traceback with the values of variables would show what messages hold.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

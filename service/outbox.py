@@ -164,6 +164,9 @@ def _forget_marks(session: Session, transaction: SessionTransaction) -> None:
 @sqlalchemy_events.listens_for(Session, "after_soft_rollback")
 def _drop(session: Session, previous: SessionTransaction) -> None:
     """What a rolled back transaction or savepoint changed is not announced."""
+    # A flush that fails is announced as a transaction of its own; what it takes back is the savepoint around it.
+    while not previous.nested and previous.parent is not None:
+        previous = previous.parent
     kept = session.info.get(_MARKS, {}).get(previous, 0) if previous.nested else 0
     del session.info.get(_PENDING, [])[kept:]
 

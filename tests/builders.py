@@ -1,30 +1,33 @@
 """Things a test is not about, made by messages as a bot would."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from contracts import (
     AddBot,
+    AddBotStrategy,
     AddExchange,
     AddExchangeToBot,
+    AddFeedToBot,
     AddSymbol,
     AddUser,
     BotView,
     CatExchangeView,
     CreateOrder,
+    ExchangeUpdates,
     ExchangeView,
     InstallExchange,
+    InstallStrategy,
     RecordDryTrade,
     RecordTrade,
+    SaveBotLog,
+    SaveSimulation,
     SymbolView,
+    UpdateExchange,
     UserView,
     new_key_pair,
+    seal,
 )
 from contracts.base import Command, Lookup, answer_adapter
 from contracts.client import PersistenceClient, new_message_id
@@ -88,6 +91,19 @@ class Desk:
         }
         return RecordDryTrade(**{**fields, **changes})
 
+    def simulation(self, **changes: Any) -> SaveSimulation:
+        """A simulation of this desk's bot over a month."""
+        fields: dict[str, Any] = {
+            "bot_id": self.bot.bot_id,
+            "name": "first",
+            "start_date": "2024-01-01T00:00:00Z",
+            "end_date": "2024-01-31T00:00:00Z",
+            "initial_balance": "10000",
+            "final_balance": "11250",
+            "total_trades": 156,
+        }
+        return SaveSimulation(**{**fields, **changes})
+
 
 async def a_desk(client: "PersistenceClient | Direct", *, symbol: str = "XRP/ETH") -> Desk:
     """A desk of its own, set up from nothing by messages alone."""
@@ -141,16 +157,28 @@ def a_vault() -> Vault:
     return Vault([private], {"first": secrets.token_bytes(32)})
 
 
-@contextmanager
-def counted_statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """The statements that reach the database inside of the block."""
-    statements: list[str] = []
+def sealed(vault: Vault, secret: str, *, uid: int, field: str) -> str:
+    """A secret as a user's sender seals it for that vault."""
+    assert vault.public_key is not None
+    return seal(secret, vault.public_key, uid=uid, field=field)
 
-    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        statements.append(statement)
 
-    event.listen(engine.sync_engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", note)
+async def with_credentials(direct: Direct, vault: Vault, account: ExchangeView) -> ExchangeView:
+    """The account once it has a key."""
+    key = sealed(vault, "key", uid=account.uid, field="api_key")
+    updated: ExchangeView = await direct.call(
+        UpdateExchange(ex_id=account.ex_id, updates=ExchangeUpdates(api_key=key))
+    )
+    return updated
+
+
+async def furnish(direct: Direct, desk: Desk) -> None:
+    """Hang something of each kind on the desk's bot."""
+    bot_id = desk.bot.bot_id
+    catalog = await direct.call(InstallStrategy(name=f"strategy of {bot_id}", params={"period": "14"}))
+    strategy = await direct.call(AddBotStrategy(bot_id=bot_id, cat_str_id=catalog.cat_str_id))
+    for timeframe, more in (("1m", {"str_id": strategy.str_id}), ("1h", {"ex_id": desk.account.ex_id})):
+        await direct.call(AddFeedToBot(bot_id=bot_id, symbol_id=desk.symbol.symbol_id, timeframe=timeframe, **more))
+    await direct.call(SaveBotLog(bot_id=bot_id, message="hello"))
+    await direct.call(desk.simulation())
+    await direct.call(desk.dry_trade())

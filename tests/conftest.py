@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,6 +24,21 @@ from tests.fresh import environment, execute, fresh_database, fresh_vhost, with_
 from tests.servers import running_for_tests
 
 REPOSITORY = Path(__file__).parent.parent
+
+# How long tests of properties look for a counterexample. With `pytest --hypothesis-profile=long` they try far more,
+# and make what they find smaller, which takes minutes where each try asks a database.
+hypothesis.settings.register_profile(
+    "short",
+    deadline=None,
+    max_examples=100,
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("short"), max_examples=4_000, phases=tuple(hypothesis.Phase)
+)
+hypothesis.settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")

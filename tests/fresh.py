@@ -1,6 +1,7 @@
-"""Databases and virtual hosts that are made for one purpose and gone afterwards."""
+"""Databases, virtual hosts and changes that are made for one purpose and gone afterwards."""
 
 import asyncio
+import json
 import secrets
 import urllib.request
 from collections.abc import AsyncIterator
@@ -8,9 +9,12 @@ from contextlib import asynccontextmanager
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from deploy.servers import Servers
 from service.config import Settings
+from service.database import SessionMaker
+from service.vault import Vault, with_vault
 
 
 @asynccontextmanager
@@ -34,6 +38,17 @@ async def fresh_vhost(servers: Servers) -> AsyncIterator[str]:
         yield with_path(servers.rabbitmq_url, name)
     finally:
         await asyncio.to_thread(manage, servers, "DELETE", f"/api/vhosts/{name}")
+
+
+@asynccontextmanager
+async def taken_back(engine: AsyncEngine, vault: Vault) -> AsyncIterator[SessionMaker]:
+    """Sessions whose commits are taken back at the end: what comes next finds the database as it was."""
+    async with engine.connect() as connection:
+        transaction = await connection.begin()
+        yield async_sessionmaker(
+            connection, join_transaction_mode="create_savepoint", expire_on_commit=False, info=with_vault(vault)
+        )
+        await transaction.rollback()
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -61,7 +76,7 @@ async def execute(database_url: str, statement: str) -> None:
         await connection.close()
 
 
-def manage(servers: Servers, method: str, path: str) -> None:
+def manage(servers: Servers, method: str, path: str, body: object = None) -> None:
     """Ask the broker's management interface, which every way of finding servers comes with."""
     if servers.rabbitmq_management_url is None:
         raise RuntimeError("set RABBITMQ_MANAGEMENT_URL (http://user:password@host:15672): tests make virtual hosts")
@@ -72,5 +87,6 @@ def manage(servers: Servers, method: str, path: str) -> None:
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(base + path, method=method, headers=headers)  # noqa: S310 - http, made above
+    request.data = None if body is None else json.dumps(body).encode()
     with opener.open(request, timeout=10) as answer:
         answer.read()

@@ -9,25 +9,16 @@ from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import ErrorBody, Lookup
-from contracts.base import EVENT_TYPES, Command, answer_adapter, decode
+from contracts.base import EVENT_TYPES, Command, decode
 from service.database import SessionMaker
 from service.executor import Executor
-from service.lookups import ANSWERS
 from service.models import OutboxEvent
-from service.unit_of_work import UnitOfWork
-from tests.builders import received
+from tests.builders import Asking, received
 
 
 async def answer(sessions: SessionMaker, lookup: Lookup[Any]) -> Any:
     """The answer to a lookup, read from the database and through the wire format."""
-    entry = ANSWERS[type(lookup)]
-    if entry.source is not None and entry.derive is not None:
-        return entry.derive(await answer(sessions, entry.source(lookup)))
-    assert entry.load is not None
-    async with sessions() as session:
-        loaded = await entry.load(decode(type(lookup), lookup.model_dump_json().encode()), UnitOfWork(session))
-    adapter = answer_adapter(type(lookup))
-    return adapter.validate_json(adapter.dump_json(loaded))
+    return await Asking(sessions).ask(decode(type(lookup), lookup.model_dump_json().encode()))
 
 
 async def refusal(executor: Executor, command: Command[Any] | Any) -> ErrorBody:
@@ -38,12 +29,23 @@ async def refusal(executor: Executor, command: Command[Any] | Any) -> ErrorBody:
     return reply.error
 
 
-async def events(sessions: SessionMaker, kind: str) -> list[dict[str, Any]]:
-    """All changes of one kind that wait in the outbox, in order, each with the stale keys of its own images."""
+async def refused(executor: Executor, command: Command[Any] | Any) -> tuple[str, str | None]:
+    """Code and field of a refusal; fails the test if the command is carried out."""
+    error = await refusal(executor, command)
+    return error.code.value, error.field
+
+
+async def announced(sessions: SessionMaker, kind: str) -> list[OutboxEvent]:
+    """The events of one kind that wait in the outbox, in order."""
     async with sessions() as session:
-        rows = list(
+        return list(
             await session.scalars(select(OutboxEvent).where(OutboxEvent.type == kind).order_by(OutboxEvent.id))
         )
+
+
+async def events(sessions: SessionMaker, kind: str) -> list[dict[str, Any]]:
+    """All changes of one kind that wait in the outbox, in order, each with the stale keys of its own images."""
+    rows = await announced(sessions, kind)
     view = EVENT_TYPES[kind].view_type()
     changes = []
     for row in rows:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import typer
@@ -118,12 +119,15 @@ async def _replay(ids: list[int]) -> None:
     for letter in letters:
         if problem := _why_not(letter):
             raise typer.BadParameter(f"dead letter {letter.dead_letter_id} {problem}")
-    link = Link(Settings.read().rabbitmq_url.get_secret_value(), name="persistence-replay")
+    url = Settings.read().rabbitmq_url.get_secret_value()
+    # Sent by whoever replays it: that is the login the broker lets it pass for.
+    login = unquote(urlsplit(url).username or "guest")
+    link = Link(url, name="persistence-replay")
     try:
         channel = await link.channel()
         exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
         for letter in letters:
-            await exchange.publish(_message(letter), letter.command, mandatory=True)
+            await exchange.publish(_message(letter, login), letter.command, mandatory=True)
             print(f"{letter.dead_letter_id}: sent again; `persistence dead-letters show` tells what became of it")
     except BROKEN_LINK as error:
         raise StartError(f"RABBITMQ_URL: {reason(error)}; {advice(error, 'RabbitMQ')}") from error
@@ -141,7 +145,7 @@ def _why_not(letter: DeadLetter) -> str | None:
     return None
 
 
-def _message(letter: DeadLetter) -> Message:
+def _message(letter: DeadLetter, login: str) -> Message:
     headers = {name: value for name, value in letter.properties.get("headers", {}).items() if name != "x-death"}
     return Message(
         letter.body,
@@ -149,6 +153,7 @@ def _message(letter: DeadLetter) -> Message:
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=letter.message_id,
         app_id=letter.properties.get("app_id"),
+        user_id=login,
         headers={**headers, REPLAY_HEADER: letter.dead_letter_id},
     )
 

@@ -17,6 +17,7 @@ from service.commands import (
     symbol,
     tick,
     trade,
+    trading_setup,
     user,
 )
 from service.registry import Handler
@@ -36,6 +37,7 @@ HANDLERS: dict[type[Command[Any]], Handler] = {
     **tick.handlers.handlers,
     **cache.handlers.handlers,
     **job.handlers.handlers,
+    **trading_setup.handlers.handlers,
 }
 
 __all__ = ["HANDLERS"]

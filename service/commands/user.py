@@ -1,5 +1,7 @@
 """Commands about users."""
 
+from typing import Any
+
 from contracts.user import (
     AddUser,
     DeleteUser,
@@ -8,6 +10,7 @@ from contracts.user import (
     ToggleActive,
     UpdatePassword,
     UserDeletion,
+    UserFields,
     UserView,
 )
 from service.registry import CommandTable
@@ -18,10 +21,15 @@ handlers = CommandTable()
 
 @handlers.handles(AddUser)
 async def add_user(command: AddUser, work: UnitOfWork) -> UserView:
-    values = command.model_dump(exclude_unset=True)
+    return UserView.model_validate(await work.users.add_user(columns_of(command)))
+
+
+def columns_of(user: UserFields) -> dict[str, Any]:
+    """What is said of a user, by the names of the columns."""
+    values = user.model_dump(exclude_unset=True)
     if "password_hash" in values:
         values["password"] = values.pop("password_hash")
-    return UserView.model_validate(await work.users.add_user(values))
+    return values
 
 
 @handlers.handles(ModifyUser)

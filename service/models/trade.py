@@ -6,6 +6,7 @@ from decimal import Decimal
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Constraint,
     ForeignKeyConstraint,
     Identity,
     Index,
@@ -19,16 +20,9 @@ from sqlalchemy.orm import Mapped, mapped_column, synonym
 from service.base import Base
 
 
-class Trade(Base):
-    """An execution on an exchange. Never dropped, and never changed but for the order it is linked with."""
+class Execution:
+    """What trades and dry trades have in common."""
 
-    __tablename__ = "trades"
-
-    trade_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    ex_trade_id: Mapped[str | None] = mapped_column(String(64))
-    order_id: Mapped[int | None] = mapped_column(BigInteger)
-    ex_order_id: Mapped[str | None] = mapped_column(String(64))
-    bot_id: Mapped[int | None]
     uid: Mapped[int]
     ex_id: Mapped[int]
     cat_ex_id: Mapped[int]
@@ -46,8 +40,9 @@ class Trade(Base):
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
     row_version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
 
-    __table_args__ = (
-        ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="SET NULL (bot_id)"),
+
+def _rules_of_executions() -> tuple[Constraint, ...]:
+    return (
         ForeignKeyConstraint(
             ["ex_id", "uid", "cat_ex_id"],
             ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
@@ -56,7 +51,6 @@ class Trade(Base):
         ForeignKeyConstraint(
             ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
         ),
-        ForeignKeyConstraint(["order_id", "uid"], ["orders.order_id", "orders.uid"], ondelete="SET NULL (order_id)"),
         CheckConstraint("side IN ('buy', 'sell')", name="side"),
         CheckConstraint("size > 0 AND size < 'Infinity'", name="size"),
         CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
@@ -64,6 +58,24 @@ class Trade(Base):
         CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
         CheckConstraint("roi > '-Infinity' AND roi < 'Infinity'", name="roi"),
         CheckConstraint("roi_pct > '-Infinity' AND roi_pct < 'Infinity'", name="roi_pct"),
+    )
+
+
+class Trade(Execution, Base):
+    """An execution on an exchange. Never dropped, and never changed but for the order it is linked with."""
+
+    __tablename__ = "trades"
+
+    trade_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    ex_trade_id: Mapped[str | None] = mapped_column(String(64))
+    order_id: Mapped[int | None] = mapped_column(BigInteger)
+    ex_order_id: Mapped[str | None] = mapped_column(String(64))
+    bot_id: Mapped[int | None]
+
+    __table_args__ = (
+        ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="SET NULL (bot_id)"),
+        ForeignKeyConstraint(["order_id", "uid"], ["orders.order_id", "orders.uid"], ondelete="SET NULL (order_id)"),
+        *_rules_of_executions(),
         # The one key that makes a trade unique for ever, whatever message it came in.
         Index(
             "uq_trades_ex_id_ex_trade_id",
@@ -90,51 +102,21 @@ class Trade(Base):
     )
 
 
-class DryTrade(Base):
+class DryTrade(Execution, Base):
     """An execution that a bot only simulated."""
 
     __tablename__ = "dry_trades"
 
     dry_trade_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     bot_id: Mapped[int]
-    uid: Mapped[int]
-    ex_id: Mapped[int]
-    cat_ex_id: Mapped[int]
-    symbol_id: Mapped[int]
-    side: Mapped[str] = mapped_column(String(4))
-    size: Mapped[Decimal]
-    price: Mapped[Decimal]
-    cost: Mapped[Decimal]
-    fee: Mapped[Decimal] = mapped_column(server_default=text("0"))
-    fee_currency: Mapped[str | None] = mapped_column(String(20))
-    leverage: Mapped[Decimal] = mapped_column(server_default=text("1"))
-    roi: Mapped[Decimal | None]
-    roi_pct: Mapped[Decimal | None]
     closing: Mapped[bool] = mapped_column(server_default=text("false"))
     reason: Mapped[str | None] = mapped_column(String(255))
-    timestamp: Mapped[datetime] = mapped_column(server_default=func.now())
-    recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    row_version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
 
     trade_id: Mapped[int] = synonym("dry_trade_id")
 
     __table_args__ = (
         ForeignKeyConstraint(["bot_id", "uid"], ["bots.bot_id", "bots.uid"], ondelete="CASCADE"),
-        ForeignKeyConstraint(
-            ["ex_id", "uid", "cat_ex_id"],
-            ["exchanges.ex_id", "exchanges.uid", "exchanges.cat_ex_id"],
-            ondelete="CASCADE",
-        ),
-        ForeignKeyConstraint(
-            ["symbol_id", "cat_ex_id"], ["symbols.symbol_id", "symbols.cat_ex_id"], ondelete="RESTRICT"
-        ),
-        CheckConstraint("side IN ('buy', 'sell')", name="side"),
-        CheckConstraint("size > 0 AND size < 'Infinity'", name="size"),
-        CheckConstraint("price > 0 AND price < 'Infinity'", name="price"),
-        CheckConstraint("leverage > 0 AND leverage < 'Infinity'", name="leverage"),
-        CheckConstraint("fee > '-Infinity' AND fee < 'Infinity'", name="fee"),
-        CheckConstraint("roi > '-Infinity' AND roi < 'Infinity'", name="roi"),
-        CheckConstraint("roi_pct > '-Infinity' AND roi_pct < 'Infinity'", name="roi_pct"),
+        *_rules_of_executions(),
         Index("ix_dry_trades_newest_of_bot", "bot_id", text("timestamp DESC"), text("dry_trade_id DESC")),
         Index(
             "ix_dry_trades_newest_of_bot_by_symbol",

@@ -1,17 +1,18 @@
 """What every repository has. Repositories flush and record events; they never commit by themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import sqlalchemy
-from sqlalchemy import inspect, select
+from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from contracts.base import Event, View
 from contracts.errors import ErrorCode, Refusal
+from contracts.sealing import is_secret_name
 from service.base import Base
 from service.outbox import record
 
@@ -66,7 +67,7 @@ class BaseRepository(Generic[T]):
         ``not_found`` without such a row, ``conflict`` if it is not at ``expected_version``.
         """
         event = self._announced(self.updated, "update")
-        row = await self._locked(id, self._key)
+        row = await self._locked(id, self._key, whole=moves_key(self.model, updates))
         check_version(row, expected_version)
         values = self._changeable(exact(updates))
         if not differing(row, values):
@@ -81,7 +82,7 @@ class BaseRepository(Generic[T]):
     async def delete(self, id: int) -> None:  # noqa: A002
         """Take the row away; ``not_found`` without one."""
         event = self._announced(self.deleted, "delete")
-        row = await self._locked(id, self._key)
+        row = await self._locked(id, self._key, whole=True)
         before = self._image(row)
         await self.session.delete(row)
         await self.session.flush()
@@ -108,9 +109,9 @@ class BaseRepository(Generic[T]):
         """The name of the primary key."""
         return str(inspect(self.model).primary_key[0].name)
 
-    async def _locked(self, id: int, field: str) -> T:  # noqa: A002
-        """The row, locked until the transaction ends; ``not_found`` names ``field``."""
-        return await locked(self.session, self.model, id, field)
+    async def _locked(self, id: int, field: str, *, whole: bool = False) -> T:  # noqa: A002
+        """The row, locked until the transaction ends; ``not_found`` names ``field``. See `locked`."""
+        return await locked(self.session, self.model, id, field, whole=whole)
 
     def _announced(self, event: type[Event[Any]] | None, method: str) -> type[Event[Any]]:
         if method in self.never:
@@ -134,12 +135,66 @@ class BaseRepository(Generic[T]):
         return values
 
 
-async def locked(session: AsyncSession, model: type[M], id: int, field: str) -> M:  # noqa: A002
-    """The row, locked until the transaction ends; ``not_found`` names ``field``."""
-    row = await session.get(model, id, with_for_update=True, populate_existing=True)
+async def locked(
+    session: AsyncSession,
+    model: type[M],
+    id: int,  # noqa: A002
+    field: str,
+    *,
+    whole: bool = False,
+) -> M:
+    """The row, locked until the transaction ends; ``not_found`` names ``field``.
+
+    Others may go on storing rows that refer to it (trades of a bot that is edited), unless it is locked as a
+    ``whole``: for a deletion, a change of its keys, or if nothing may be added to what refers to it.
+    """
+    row = await session.get(model, id, with_for_update={"key_share": not whole}, populate_existing=True)
     if row is None:
         raise Refusal(ErrorCode.NOT_FOUND, f"there is no {model.__name__.lower()} {id}", field=field)
     return row
+
+
+def moves_key(model: type[Base], names: Iterable[str]) -> bool:
+    """Whether one of these columns is part of a key, by which rows of other tables may refer to this one."""
+    mapper = inspect(model)
+    keys = {
+        column.key
+        for item in (*mapper.local_table.constraints, *mapper.local_table.indexes)  # type: ignore[attr-defined]
+        if isinstance(item, UniqueConstraint | PrimaryKeyConstraint) or getattr(item, "unique", False)
+        for column in item.columns
+    }
+    synonyms = {name: synonym.name for name, synonym in mapper.synonyms.items()}
+    columns = {synonyms.get(name, name) for name in names} & set(mapper.column_attrs.keys())
+    return any(mapper.column_attrs[name].columns[0].key in keys for name in columns)
+
+
+class Gone(NamedTuple):
+    """What was deleted of one owner's rows."""
+
+    number: int
+    last: int
+    """The highest of their ids."""
+
+
+async def delete_by_owner(
+    session: AsyncSession, key: InstrumentedAttribute[int], owner: InstrumentedAttribute[int], *conditions: Any
+) -> dict[int, Gone]:
+    """Delete the rows that meet ``conditions``, not too many at a time for one statement; says whose they were."""
+    deleted: dict[int, Gone] = {}
+    while True:
+        some = select(key).where(*conditions).limit(_ROWS_PER_DELETE)
+        rows = sqlalchemy.delete(key.class_).where(key.in_(some)).returning(owner.label("owner"), key.label("id"))
+        gone = rows.cte("gone")
+        step = (
+            await session.execute(
+                select(gone.c.owner, func.count(), func.max(gone.c.id)).group_by(gone.c.owner).order_by(gone.c.owner)
+            )
+        ).all()
+        for of, count, last in step:
+            before = deleted.get(of, Gone(0, 0))
+            deleted[of] = Gone(before.number + count, max(before.last, last))
+        if sum(count for _, count, _ in step) < _ROWS_PER_DELETE:
+            return deleted
 
 
 async def delete_in_steps(session: AsyncSession, key: InstrumentedAttribute[int], *conditions: Any) -> int:
@@ -178,6 +233,13 @@ def in_utc(instant: datetime) -> datetime:
 def differing(row: Base, values: dict[str, Any]) -> list[str]:
     """Names of the columns in which ``row`` is not what ``values`` say; amounts are compared as numbers."""
     return [name for name, value in values.items() if getattr(row, name) != value]
+
+
+def refuse_secret_names(params: Iterable[str]) -> None:
+    """Settings are shown to everybody, so none may be called like a secret."""
+    for name in params:
+        if is_secret_name(name):
+            raise Refusal(ErrorCode.VALIDATION, "is the name of a secret", field=f"params.{name}")
 
 
 def check_version(row: Any, expected: int | None) -> None:

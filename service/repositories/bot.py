@@ -6,6 +6,7 @@ from decimal import Decimal
 from itertools import compress
 from typing import Any
 
+import structlog
 from sqlalchemy import (
     ColumnElement,
     Row,
@@ -53,12 +54,15 @@ from service.models import (
     Trade,
 )
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing, exact
+from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, exact, moves_key
 from service.repositories.bot_log import BotLogRepository
 from service.repositories.feed import FeedRepository
 from service.repositories.ownership import check_owner
 from service.repositories.simulation import SimulationRepository
 from service.repositories.strategy import StrategyRepository
+from service.repositories.trade import TradeRepository
+
+log = structlog.get_logger()
 
 
 class BotRepository(BaseRepository[Bot]):
@@ -80,20 +84,25 @@ class BotRepository(BaseRepository[Bot]):
         await self.delete_bot(id)
 
     async def add_bot(self, bot_data: dict[str, Any]) -> Bot:
-        """A new bot. Raises IntegrityError if the owner has one of that name or does not exist."""
+        """A new bot. Raises IntegrityError if the owner has one of that name or does not exist.
+
+        It may be active and live from the start, before any account is attached to it, which a log entry tells.
+        """
         bot = Bot(**exact(bot_data))
         self.session.add(bot)
         await self.session.flush()
+        if _is_live(bot):
+            log.warning("live_bot_without_account", bot_id=bot.bot_id, uid=bot.uid)
         record(self.session, BotCreated, after=BotView.model_validate(bot))
         return bot
 
     async def edit_bot(self, bot_id: int, updates: dict[str, Any], *, expected_version: int | None = None) -> Bot:
         """The bot with ``updates`` applied; no new version and no event if nothing differs.
 
-        ``conflict`` for a live bot that is to become active without an exchange account, and for another owner
-        while accounts, orders or trades of the present one are attached.
+        ``conflict`` for a live bot that is to become active without credentials for any exchange account, and for
+        another owner while accounts, orders or trades of the present one are attached.
         """
-        bot = await self._locked(bot_id, "bot_id")
+        bot = await self._locked(bot_id, "bot_id", whole=moves_key(Bot, updates))
         check_version(bot, expected_version)
         changing = differing(bot, updates)
         if not changing:
@@ -103,8 +112,10 @@ class BotRepository(BaseRepository[Bot]):
         before = BotView.model_validate(bot)
         for name, value in updates.items():
             setattr(bot, name, value)
-        if bot.active and not bot.dry_run and {"active", "dry_run"} & set(changing):
-            await self._refuse_without_account(bot_id)
+        if _is_live(bot) and {"active", "dry_run"} & set(changing) and not await self._with_credentials([bot_id]):
+            raise Refusal(
+                ErrorCode.CONFLICT, "a live bot needs an exchange account with credentials first", field="active"
+            )
         await self.session.flush()
         record(self.session, BotUpdated, before=before, after=BotView.model_validate(bot))
         return bot
@@ -121,21 +132,55 @@ class BotRepository(BaseRepository[Bot]):
         if what is not None:
             raise Refusal(ErrorCode.CONFLICT, f"the bot has {what} of its present owner", field="uid")
 
-    async def _refuse_without_account(self, bot_id: int) -> None:
-        if not await self.session.scalar(select(exists().where(BotExchange.bot_id == bot_id))):
-            raise Refusal(ErrorCode.CONFLICT, "a live bot needs an exchange account first", field="active")
+    async def _with_credentials(self, bot_ids: Sequence[int], *, without: int | None = None) -> set[int]:
+        """Which of these bots have an account with credentials, other than ``without``."""
+        linked = (
+            select(BotExchange.bot_id)
+            .join(Exchange, Exchange.ex_id == BotExchange.exchange_id)
+            .where(
+                BotExchange.bot_id.in_(bot_ids), Exchange.has_credentials, Exchange.ex_id.is_distinct_from(without)
+            )
+        )
+        return set(await self.session.scalars(linked))
+
+    async def refuse_to_strand(self, bots: Sequence[Bot], ex_id: int, *, field: str) -> None:
+        """``conflict`` if one of these bots is live and has credentials for no account but ``ex_id``.
+
+        The caller has locked them, so that none is activated meanwhile.
+        """
+        live = [bot.bot_id for bot in bots if _is_live(bot)]
+        stranded = set(live) - await self._with_credentials(live, without=ex_id) if live else set()
+        if stranded:
+            raise Refusal(
+                ErrorCode.CONFLICT,
+                f"bot {min(stranded)} is active and live, and has no other account with credentials",
+                field=field,
+            )
+
+    async def using(self, ex_id: int) -> list[Bot]:
+        """The bots that may use an account, locked until the transaction ends."""
+        return list(
+            await self.session.scalars(
+                select(Bot)
+                .join(BotExchange, BotExchange.bot_id == Bot.bot_id)
+                .where(BotExchange.exchange_id == ex_id)
+                .order_by(Bot.bot_id)
+                .with_for_update(of=Bot, key_share=True)
+                .execution_options(populate_existing=True)
+            )
+        )
 
     async def delete_bot(
         self, bot_id: int, *, force: bool = False, expected_version: int | None = None
     ) -> BotRemoval:
-        """What went with the bot: feeds, strategies, simulations, logs. Orders and trades stay, without a bot.
+        """What went with the bot: feeds, strategies, dry trades, simulations, logs. Orders and trades stay.
 
         ``conflict`` while it has open orders or is active and live, unless ``force``.
         """
-        bot = await self._locked(bot_id, "bot_id")
+        bot = await self._locked(bot_id, "bot_id", whole=True)
         check_version(bot, expected_version)
         if not force:
-            if bot.active and not bot.dry_run:
+            if _is_live(bot):
                 raise Refusal(ErrorCode.CONFLICT, "the bot is active and live", field="force")
             if await self.session.scalar(
                 select(exists().where(Order.bot_id == bot_id, Order.status.in_(OPEN_STATUSES)))
@@ -145,10 +190,12 @@ class BotRepository(BaseRepository[Bot]):
         return removal
 
     async def remove(self, bots: Sequence[Bot]) -> list[BotRemoval]:
-        """Delete bots that the caller has locked, and announce all that goes with each; in the order given.
+        """Delete bots that the caller has locked as a whole, and announce all that goes with each; in that order.
 
         Asks nothing: who may go is the caller's to know. As many statements for many bots as for one.
         """
+        if not bots:
+            return []
         ids = [bot.bot_id for bot in bots]
         links = await self._links(BotExchange.bot_id.in_(ids))
         strategies = list(
@@ -157,19 +204,23 @@ class BotRepository(BaseRepository[Bot]):
                 .where(Strategy.bot_id.in_(ids))
                 .order_by(Strategy.str_id)
                 .options(selectinload(Strategy.param_rows))
+                .with_for_update()
                 .execution_options(populate_existing=True)
             )
         )
-        feeds = list(await self.session.scalars(select(Feed).where(Feed.bot_id.in_(ids)).order_by(Feed.feed_id)))
+        feeds = list(await self.session.scalars(_feeds(Feed.bot_id.in_(ids))))
         for feed in feeds:
             record(self.session, BotFeedsChanged, before=FeedView.model_validate(feed))
         StrategyRepository(self.session).record_removal(strategies)
         for link in links:
             record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
+        dry_trades = await TradeRepository(self.session).clear_dry_trades(DryTrade.bot_id.in_(ids))
         for bot in bots:
             record(self.session, BotDeleted, before=BotView.model_validate(bot))
-        logs = await self._delete_counting(BotLog, ids)
-        simulations = await self._delete_counting(Simulation, ids)
+        logs = await delete_by_owner(self.session, BotLog.log_id, BotLog.bot_id, BotLog.bot_id.in_(ids))
+        simulations = await delete_by_owner(
+            self.session, Simulation.simulation_id, Simulation.bot_id, Simulation.bot_id.in_(ids)
+        )
         for model in (Feed, Strategy, BotExchange, Bot):
             await self.session.execute(delete(model).where(model.bot_id.in_(ids)))
         return [
@@ -178,17 +229,12 @@ class BotRepository(BaseRepository[Bot]):
                 bot_exchanges=sum(link.bot_id == bot_id for link in links),
                 strategies=sum(strategy.bot_id == bot_id for strategy in strategies),
                 feeds=sum(feed.bot_id == bot_id for feed in feeds),
-                simulations=simulations.get(bot_id, 0),
-                logs=logs.get(bot_id, 0),
+                dry_trades=dry_trades.get(bot_id, 0),
+                simulations=simulations[bot_id].number if bot_id in simulations else 0,
+                logs=logs[bot_id].number if bot_id in logs else 0,
             )
             for bot_id in ids
         ]
-
-    async def _delete_counting(self, model: type[BotLog | Simulation], ids: Sequence[int]) -> dict[int, int]:
-        """Delete what belongs to these bots, and give the number of rows of each; the rows stay in the database."""
-        gone = delete(model).where(model.bot_id.in_(ids)).returning(model.bot_id).cte("gone")
-        rows = await self.session.execute(select(gone.c.bot_id, func.count()).group_by(gone.c.bot_id))
-        return dict(rows.all())
 
     async def add_exchange_to_bot(self, bot_id: int, exchange_data: dict[str, Any]) -> BotExchange:
         """What the bot may do on an account (``exchange_id`` is its ``ex_id``), set or changed.
@@ -217,11 +263,16 @@ class BotRepository(BaseRepository[Bot]):
         return link
 
     async def remove_exchange_from_bot(self, bot_id: int, ex_id: int, *, expected_version: int | None = None) -> bool:
-        """Whether the bot could use the account until now; its feeds stay, without an account."""
-        await self._locked(bot_id, "bot_id")
+        """Whether the bot could use the account until now; its feeds stay, without an account.
+
+        ``conflict`` if the bot is live and the account the last one it has credentials for.
+        """
+        bot = await self._locked(bot_id, "bot_id")
         links = await self._links(BotExchange.bot_id == bot_id, BotExchange.exchange_id == ex_id)
         for link in links:
             check_version(link, expected_version)
+        if links and await self.session.scalar(select(Exchange.has_credentials).where(Exchange.ex_id == ex_id)):
+            await self.refuse_to_strand([bot], ex_id, field="ex_id")
         await self.remove_links(links)
         return bool(links)
 
@@ -233,7 +284,7 @@ class BotRepository(BaseRepository[Bot]):
         if not links:
             return
         used = [and_(Feed.bot_id == link.bot_id, Feed.ex_id == link.exchange_id) for link in links]
-        feeds = list(await self.session.scalars(select(Feed).where(or_(*used)).order_by(Feed.feed_id)))
+        feeds = list(await self.session.scalars(_feeds(or_(*used))))
         before = {feed.feed_id: FeedView.model_validate(feed) for feed in feeds}
         if feeds:
             await self.session.execute(
@@ -242,13 +293,7 @@ class BotRepository(BaseRepository[Bot]):
                 .values(ex_id=None, row_version=Feed.row_version + 1)
                 .execution_options(synchronize_session=False)
             )
-        changed = await self.session.scalars(
-            select(Feed)
-            .where(Feed.feed_id.in_(before))
-            .order_by(Feed.feed_id)
-            .execution_options(populate_existing=True)
-        )
-        for feed in changed:
+        for feed in await self.session.scalars(_feeds(Feed.feed_id.in_(before))):
             record(self.session, BotFeedsChanged, before=before[feed.feed_id], after=FeedView.model_validate(feed))
         for link in links:
             record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
@@ -258,6 +303,20 @@ class BotRepository(BaseRepository[Bot]):
             .where(tuple_(BotExchange.bot_id, BotExchange.exchange_id).in_(gone))
             .execution_options(synchronize_session="fetch")
         )
+
+    async def links_to(self, ex_id: int) -> tuple[list[BotExchange], list[int]]:
+        """The links of bots with an account, and which of the bots are live; none of them changes meanwhile."""
+        rows = (
+            await self.session.execute(
+                select(BotExchange, Bot.active & ~Bot.dry_run)
+                .join(Bot, Bot.bot_id == BotExchange.bot_id)
+                .where(BotExchange.exchange_id == ex_id)
+                .order_by(BotExchange.bot_id)
+                .with_for_update(of=Bot, read=True)
+                .execution_options(populate_existing=True)
+            )
+        ).all()
+        return [link for link, _ in rows], [link.bot_id for link, is_live in rows if is_live]
 
     async def _links(self, *which: ColumnElement[bool]) -> list[BotExchange]:
         return list(
@@ -483,6 +542,14 @@ class BotRepository(BaseRepository[Bot]):
     async def load_simulations_catalog(self, bot_id: int) -> list[Simulation]:
         """The simulations of the bot without params and results, those saved last first."""
         return await SimulationRepository(self.session).catalog(bot_id)
+
+
+def _is_live(bot: Bot) -> bool:
+    return bot.active and not bot.dry_run
+
+
+def _feeds(which: ColumnElement[bool]) -> Select[Feed]:
+    return select(Feed).where(which).order_by(Feed.feed_id).execution_options(populate_existing=True)
 
 
 def _with_details() -> Select[Bot]:

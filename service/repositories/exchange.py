@@ -6,7 +6,6 @@ from sqlalchemy import delete, func, literal, select, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from contracts.bot import BotExchangeRemoved, BotExchangeView
 from contracts.errors import ErrorCode, Refusal
 from contracts.exchange import (
     CREDENTIAL_FIELDS,
@@ -21,14 +20,13 @@ from contracts.exchange import (
     ExchangeUpdated,
     ExchangeView,
 )
-from contracts.sealing import is_secret_name
 from service.cache import cache_manager
 from service.models import (
     OPEN_STATUSES,
-    Bot,
     BotExchange,
     CatExchange,
     CatExchangeParam,
+    DryTrade,
     Exchange,
     ExchangeCredential,
     ExchangeParam,
@@ -37,8 +35,18 @@ from service.models import (
     Trade,
 )
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, delete_in_steps, differing, locked
+from service.repositories.base import (
+    BaseRepository,
+    check_version,
+    delete_in_steps,
+    differing,
+    locked,
+    moves_key,
+    refuse_secret_names,
+)
+from service.repositories.bot import BotRepository
 from service.repositories.symbol import SymbolRepository
+from service.repositories.trade import TradeRepository
 from service.vault import NotReadable, Place, Renewal, vault_of
 
 # A change of the catalog's params names the accounts it concerns; so many fit well into one change.
@@ -64,6 +72,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         ``conflict`` if there is one with another view or other params.
         """
         params = params or {}
+        refuse_secret_names(params)
         new = await self.session.scalar(
             insert(CatExchange)
             .values(name=name, ohlcv_view=ohlcv_view)
@@ -113,11 +122,11 @@ class ExchangeRepository(BaseRepository[Exchange]):
         """The account with ``updates`` applied; credentials come sealed, or are None to take them away.
 
         No new version and no event if nothing differs; credentials that are sent always do. Credentials that are
-        not sent anew do not go to another owner.
+        not sent anew do not go to another owner. ``conflict`` if a live bot would be left without any.
         """
-        exchange = await self._locked(id, "ex_id")
-        check_version(exchange, expected_version)
         secrets, values = _split(updates)
+        exchange = await self._locked(id, "ex_id", whole=moves_key(Exchange, values))
+        check_version(exchange, expected_version)
         self._changeable(values)
         if not secrets and not differing(exchange, values):
             return exchange
@@ -128,9 +137,11 @@ class ExchangeRepository(BaseRepository[Exchange]):
             await self._forget(kept)
             kept = None
         held = {field for field in CREDENTIAL_FIELDS if kept is not None and getattr(kept, field) is not None}
-        held = (held | {field for field, sealed in secrets.items() if sealed}) - {
-            field for field, sealed in secrets.items() if not sealed
-        }
+        taken = [field for field, sealed in secrets.items() if not sealed]
+        held = (held | {field for field, sealed in secrets.items() if sealed}) - set(taken)
+        if taken and exchange.has_credentials and not held:
+            bots = BotRepository(self.session)
+            await bots.refuse_to_strand(await bots.using(id), id, field=taken[0])
         # One statement and one version, also if only credentials differ.
         for name, value in {**values, "has_credentials": bool(held), "updated_at": func.now()}.items():
             setattr(exchange, name, value)
@@ -185,22 +196,15 @@ class ExchangeRepository(BaseRepository[Exchange]):
 
         ``conflict`` while it has open orders or an active bot trades there for real, unless ``force``.
         """
-        exchange = await self._locked(ex_id, "ex_id")
+        exchange = await self._locked(ex_id, "ex_id", whole=True)
         check_version(exchange, expected_version)
-        links = (
-            await self.session.execute(
-                select(BotExchange, Bot.active & ~Bot.dry_run)
-                .join(Bot, Bot.bot_id == BotExchange.bot_id)
-                .where(BotExchange.exchange_id == ex_id)
-                .with_for_update(of=Bot, read=True)
-            )
-        ).all()
+        bots = BotRepository(self.session)
+        links, live = await bots.links_to(ex_id)
         if not force:
-            await self._check_idle(ex_id, [link.bot_id for link, is_live in links if is_live])
+            await self._check_idle(ex_id, live)
         before = ExchangeView.model_validate(exchange)
-        for link, _ in links:
-            record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
-            self.session.expunge(link)
+        await bots.remove_links(links)
+        await TradeRepository(self.session).clear_dry_trades(DryTrade.ex_id == ex_id, ex_id=ex_id)
         # The user is named too, for whose rows there is an index.
         trades = await delete_in_steps(
             self.session, Trade.trade_id, Trade.uid == exchange.uid, Trade.ex_id == exchange.ex_id
@@ -237,16 +241,15 @@ class ExchangeRepository(BaseRepository[Exchange]):
 
         No event if nothing differs. ``not_found`` without such an exchange or account.
         """
-        for name in params:
-            if is_secret_name(name):
-                raise Refusal(ErrorCode.VALIDATION, "is the name of a secret", field=f"params.{name}")
+        refuse_secret_names(params)
         owner: Exchange | CatExchange
         param: type[ExchangeParam | CatExchangeParam]
         if ex_id is not None:
             owner, param = await self._locked(ex_id, "ex_id"), ExchangeParam
             of, key = ExchangeParam.ex_id == ex_id, {"ex_id": ex_id}
         else:
-            owner = await locked(self.session, CatExchange, cat_ex_id or 0, "cat_ex_id")
+            # As a whole: an account that is opened there meanwhile would not be among those concerned.
+            owner = await locked(self.session, CatExchange, cat_ex_id or 0, "cat_ex_id", whole=True)
             param = CatExchangeParam
             of, key = CatExchangeParam.cat_ex_id == owner.cat_ex_id, {"cat_ex_id": owner.cat_ex_id}
         check_version(owner, expected_version)
@@ -326,7 +329,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
                 .where(ExchangeCredential.ex_id > after)
                 .order_by(ExchangeCredential.ex_id)
                 .limit(limit)
-                .with_for_update(),
+                .with_for_update(key_share=True),
                 execution_options={"populate_existing": True},
             )
         ).all()

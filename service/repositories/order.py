@@ -225,7 +225,7 @@ class OrderRepository(BaseRepository[Order]):
             select(Order)
             .where(Order.bot_id == bot_id, Order.status.in_(statuses))
             .order_by(Order.order_id)
-            .with_for_update()
+            .with_for_update(key_share=True)
             .execution_options(populate_existing=True)
         )
         before = {order.order_id: OrderView.model_validate(order) for order in locked}
@@ -273,7 +273,7 @@ class OrderRepository(BaseRepository[Order]):
             .where(Order.status == "pending", or_(Order.leased_until.is_(None), Order.leased_until < now))
             .order_by(Order.timestamp, Order.order_id)
             .limit(limit)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, key_share=True)
             .cte("free")
             .prefix_with("MATERIALIZED")
         )

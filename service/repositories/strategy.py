@@ -14,7 +14,7 @@ from contracts.strategy import BotStrategyChanged, CatStrategyView, StrategyCata
 from service.cursor import behind
 from service.models import Bot, CatStrategy, CatStrategyParam, Feed, Strategy, StrategyParam
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing, exact
+from service.repositories.base import BaseRepository, check_version, differing, exact, locked, refuse_secret_names
 
 # How much of its funds a bot puts into a position if nobody says.
 _SIZE_PCT: Final = 10
@@ -60,6 +60,7 @@ class StrategyRepository(BaseRepository[Strategy]):
 
         Values that are not given stay as they are; ``params`` are replaced as a whole where they are given.
         """
+        refuse_secret_names(params or {})
         data = exact(cat_strategy)
         new = await self.session.scalar(
             insert(CatStrategy)
@@ -88,7 +89,7 @@ class StrategyRepository(BaseRepository[Strategy]):
         by_name = isinstance(cat_strategy, str)
         field = "name" if by_name else "cat_str_id"
         row = await self._installed(
-            CatStrategy.name == cat_strategy if by_name else CatStrategy.cat_str_id == cat_strategy
+            CatStrategy.name == cat_strategy if by_name else CatStrategy.cat_str_id == cat_strategy, whole=True
         )
         if row is None:
             raise Refusal(ErrorCode.NOT_FOUND, f"the catalog has no strategy {cat_strategy}", field=field)
@@ -107,6 +108,7 @@ class StrategyRepository(BaseRepository[Strategy]):
         """
         given = exact(strategy)
         params: dict[str, str] = given.pop("params", {})
+        refuse_secret_names(params)
         given = {name: value for name, value in given.items() if value is not None or name not in _NEVER_NULL}
         bot_id, cat_str_id = given["bot_id"], given["cat_str_id"]
         if not await self.session.scalar(select(exists().where(Bot.bot_id == bot_id))):
@@ -148,6 +150,7 @@ class StrategyRepository(BaseRepository[Strategy]):
         self, str_id: int, params: dict[str, str | None], *, expected_version: int | None = None
     ) -> Strategy:
         """The strategy with these settings; None removes one, those not named stay as they are."""
+        refuse_secret_names(params)
         row = await self._held(str_id, expected_version)
         wanted = {name: value for name, value in {**row.params, **params}.items() if value is not None}
         if row.params == wanted:
@@ -162,9 +165,7 @@ class StrategyRepository(BaseRepository[Strategy]):
 
         ``not_found`` without such a bot, ``forbidden`` for a strategy that another one runs.
         """
-        bot = await self.session.get(Bot, bot_id, with_for_update=True)
-        if bot is None:
-            raise Refusal(ErrorCode.NOT_FOUND, f"there is no bot {bot_id}", field="bot_id")
+        await locked(self.session, Bot, bot_id, "bot_id")
         going = Strategy.bot_id == bot_id if str_id is None else Strategy.str_id == str_id
         strategies = list(await self.session.scalars(_with_params(going).with_for_update()))
         if any(strategy.bot_id != bot_id for strategy in strategies):
@@ -237,11 +238,11 @@ class StrategyRepository(BaseRepository[Strategy]):
         )
         return dict(rows.all())
 
-    async def _installed(self, which: ColumnElement[bool]) -> CatStrategy | None:
-        return await self.session.scalar(_catalog().where(which).with_for_update())
+    async def _installed(self, which: ColumnElement[bool], *, whole: bool = False) -> CatStrategy | None:
+        return await self.session.scalar(_catalog().where(which).with_for_update(key_share=not whole))
 
     async def _held(self, str_id: int, expected_version: int | None) -> Strategy:
-        row = await self.session.scalar(_with_params(Strategy.str_id == str_id).with_for_update())
+        row = await self.session.scalar(_with_params(Strategy.str_id == str_id).with_for_update(key_share=True))
         if row is None:
             raise Refusal(ErrorCode.NOT_FOUND, f"there is no strategy {str_id}", field="str_id")
         check_version(row, expected_version)

@@ -11,9 +11,9 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolCreated, SymbolDeleted, SymbolsChanged, SymbolUpdated, SymbolView
 from service.cache import cache_manager
 from service.cursor import behind
-from service.models import CatExchange, DryTrade, Exchange, Order, Position, Symbol, Trade
+from service.models import CatExchange, DryTrade, Exchange, Feed, Order, Position, Symbol, Trade
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, differing, exact
+from service.repositories.base import BaseRepository, check_version, differing, exact, moves_key
 
 # asyncpg binds at most 32,767 parameters in a statement, and a symbol has fifteen.
 _ROWS_PER_INSERT = 1_000
@@ -33,7 +33,13 @@ _UNSAID: Final[dict[str, Any]] = {
 
 
 # What keeps a symbol from being deleted, and how one says so.
-_NEEDED_BY: Final[dict[str, Any]] = {"orders": Order, "trades": Trade, "dry trades": DryTrade, "positions": Position}
+_NEEDED_BY: Final[dict[str, Any]] = {
+    "orders": Order,
+    "trades": Trade,
+    "dry trades": DryTrade,
+    "positions": Position,
+    "bots that listen to it": Feed,
+}
 
 
 class Synced(NamedTuple):
@@ -128,9 +134,9 @@ class SymbolRepository(BaseRepository[Symbol]):
 
         ``not_found`` without such a symbol, ``conflict`` if it is not at ``expected_version``.
         """
-        symbol = await self._locked(symbol_id, "symbol_id")
-        check_version(symbol, expected_version)
         values = _columns(data)
+        symbol = await self._locked(symbol_id, "symbol_id", whole=moves_key(Symbol, values))
+        check_version(symbol, expected_version)
         if not differing(symbol, values):
             return symbol
         before = SymbolView.model_validate(symbol)
@@ -147,10 +153,10 @@ class SymbolRepository(BaseRepository[Symbol]):
     async def delete_symbol(self, symbol_id: int, *, expected_version: int | None = None) -> Symbol:
         """The symbol as it was, deleted together with its ticks.
 
-        ``not_found`` without such a symbol, ``conflict`` while an order, a trade or a position is about it or if it
-        is not at ``expected_version``.
+        ``not_found`` without such a symbol, ``conflict`` while an order, a trade or a position is about it, a bot
+        listens to it, or it is not at ``expected_version``.
         """
-        symbol = await self._locked(symbol_id, "symbol_id")
+        symbol = await self._locked(symbol_id, "symbol_id", whole=True)
         check_version(symbol, expected_version)
         needed = (
             await self.session.execute(

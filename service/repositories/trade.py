@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, Select, TextClause, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, TextClause, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,7 +32,7 @@ from service.cursor import behind
 from service.errors import is_transient, refusal_for
 from service.models import Bot, DryTrade, Order, Trade
 from service.outbox import cause, record
-from service.repositories.base import BaseRepository, check_version, differing, exact, in_utc
+from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, exact, in_utc, locked
 from service.repositories.ownership import Parties, catalog_of, check_order
 from service.repositories.trade_statements import (
     RECORD_NEW,
@@ -284,15 +284,19 @@ class TradeRepository(BaseRepository[Trade]):
     async def delete_dry_trades(self, bot_id: int) -> int:
         """How many dry trades the bot had; all are gone. ``not_found`` without such a bot."""
         # Whoever records one waits for this lock, so none is left behind with a lower id than the last one deleted.
-        bot = await self.session.scalar(select(Bot.bot_id).where(Bot.bot_id == bot_id).with_for_update())
-        if bot is None:
-            raise Refusal(ErrorCode.NOT_FOUND, f"there is no bot {bot_id}", field="bot_id")
-        gone = delete(DryTrade).where(DryTrade.bot_id == bot_id).returning(DryTrade.dry_trade_id).cte("gone")
-        count, last = (await self.session.execute(select(func.count(), func.max(gone.c.dry_trade_id)))).one()
-        if count:
-            cleared = ClearedDryTrades(bot_id=bot_id, last_dry_trade_id=last, count=count)
-            record(self.session, DryTradeCleared, before=cleared)
-        return int(count)
+        await locked(self.session, Bot, bot_id, "bot_id", whole=True)
+        return (await self.clear_dry_trades(DryTrade.bot_id == bot_id)).get(bot_id, 0)
+
+    async def clear_dry_trades(self, which: ColumnElement[bool], *, ex_id: int | None = None) -> dict[int, int]:
+        """Delete dry trades of bots that the caller has locked as a whole, or of the account ``ex_id``.
+
+        Gives how many there were of each bot. As many statements for many bots as for one.
+        """
+        cleared = await delete_by_owner(self.session, DryTrade.dry_trade_id, DryTrade.bot_id, which)
+        for bot_id, gone in cleared.items():
+            image = ClearedDryTrades(bot_id=bot_id, ex_id=ex_id, last_dry_trade_id=gone.last, count=gone.number)
+            record(self.session, DryTradeCleared, before=image)
+        return {bot_id: gone.number for bot_id, gone in cleared.items()}
 
     async def get_by_ex_trade_id(self, ex_id: int, ex_trade_id: str) -> Trade | None:
         """The trade that the exchange calls ``ex_trade_id``, or None."""

@@ -7,7 +7,6 @@ from sqlalchemy import bindparam, delete, func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
-from contracts.bot import BotDeleted, BotExchangeRemoved, BotExchangeView, BotView
 from contracts.errors import ErrorCode, Refusal
 from contracts.exchange import ExchangeDeleted, ExchangeView
 from contracts.user import (
@@ -21,10 +20,11 @@ from contracts.user import (
     is_password_hash,
 )
 from service.cursor import behind
-from service.models import OPEN_STATUSES, Bot, BotExchange, BotLog, Exchange, Order, RoleEnum, Trade, User
+from service.models import OPEN_STATUSES, Bot, Exchange, Order, RoleEnum, Trade, User
 from service.models.user import SEARCHED_TEXT
 from service.outbox import record
 from service.repositories.base import BaseRepository, check_version, delete_in_steps
+from service.repositories.bot import BotRepository
 from service.vault import NotReadable, Place, Renewal, vault_of
 
 
@@ -100,24 +100,31 @@ class UserRepository(BaseRepository[User]):
         if uid is None:
             raise Refusal(ErrorCode.NOT_FOUND, "there is no user with this address", field="mail")
         # Whatever refers to one of these waits for the locks, so nothing is added from here on.
-        row = await self._locked(uid, "uid")
+        row = await self._locked(uid, "uid", whole=True)
         check_version(row, expected_version)
-        bots = (await self.session.scalars(select(Bot).where(Bot.uid == uid).with_for_update())).all()
-        exchanges = (await self.session.scalars(select(Exchange).where(Exchange.uid == uid).with_for_update())).all()
+        bots = (
+            await self.session.scalars(select(Bot).where(Bot.uid == uid).order_by(Bot.bot_id).with_for_update())
+        ).all()
+        exchanges = (
+            await self.session.scalars(
+                select(Exchange).where(Exchange.uid == uid).order_by(Exchange.ex_id).with_for_update()
+            )
+        ).all()
         if not force:
             await self._check_idle(uid, bots)
         before = UserView.model_validate(row)
         await self._release_managed(uid)
-        await self._announce_what_goes(uid, bots, exchanges)
+        # The ledger first, so that no trade needs to be changed because its order or bot goes.
         trades = await delete_in_steps(self.session, Trade.trade_id, Trade.uid == uid)
         orders = await delete_in_steps(self.session, Order.order_id, Order.uid == uid)
-        if bots:
-            await delete_in_steps(self.session, BotLog.log_id, BotLog.bot_id.in_([bot.bot_id for bot in bots]))
+        await BotRepository(self.session).remove(bots)
+        for exchange in exchanges:
+            record(self.session, ExchangeDeleted, before=ExchangeView.model_validate(exchange))
+            self.session.expunge(exchange)
         await self.session.execute(
             delete(User).where(User.uid == uid), execution_options={"synchronize_session": False}
         )
-        for gone in (row, *bots, *exchanges):
-            self.session.expunge(gone)
+        self.session.expunge(row)
         record(self.session, UserDeleted, before=before)
         return UserDeletion(uid=uid, bots=len(bots), exchanges=len(exchanges), orders=orders, trades=trades)
 
@@ -145,17 +152,6 @@ class UserRepository(BaseRepository[User]):
             after = UserView.model_validate(user)
             before = after.model_copy(update={"manager": uid, "row_version": after.row_version - 1})
             record(self.session, UserUpdated, before=before, after=after)
-
-    async def _announce_what_goes(self, uid: int, bots: Sequence[Bot], exchanges: Sequence[Exchange]) -> None:
-        """Record the end of accounts and bots, which the foreign keys take along without a word."""
-        links = await self.session.scalars(select(BotExchange).where(BotExchange.uid == uid))
-        for link in links:
-            record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
-            self.session.expunge(link)
-        for bot in bots:
-            record(self.session, BotDeleted, before=BotView.model_validate(bot))
-        for exchange in exchanges:
-            record(self.session, ExchangeDeleted, before=ExchangeView.model_validate(exchange))
 
     async def get_by_email(self, email: str) -> User | None:
         """The user with this mail address, in any case, or None."""
@@ -211,7 +207,7 @@ class UserRepository(BaseRepository[User]):
                 .where(User.uid > after, User.f2a != "")
                 .order_by(User.uid)
                 .limit(limit)
-                .with_for_update()
+                .with_for_update(key_share=True)
             )
         ).all()
         renewed: list[dict[str, Any]] = []

@@ -4,10 +4,23 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from service.database import SessionMaker
+from service.database import SessionMaker, build_session_maker
 from service.executor import Executor
-from tests.builders import Desk, Direct, a_desk
+from service.vault import Vault
+from tests.builders import Asking, Desk, Direct, a_desk, a_vault
+
+
+@pytest.fixture
+def vault() -> Vault:
+    return a_vault()
+
+
+@pytest.fixture
+def sessions(engine: AsyncEngine, vault: Vault) -> SessionMaker:
+    """Sessions on this test's database that can keep credentials."""
+    return build_session_maker(engine, vault)
 
 
 @pytest.fixture
@@ -18,6 +31,11 @@ def executor(sessions: SessionMaker) -> Executor:
 @pytest.fixture
 def direct(executor: Executor) -> Direct:
     return Direct(executor)
+
+
+@pytest.fixture
+def asking(sessions: SessionMaker) -> Asking:
+    return Asking(sessions)
 
 
 @pytest.fixture

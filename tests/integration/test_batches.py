@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pytest
 from sqlalchemy import func, select
 
 from contracts import AddBot, BotLogSaved, RecordTrade, SaveBotLog, TradeRecorded
@@ -12,16 +11,6 @@ from service.database import SessionMaker
 from service.executor import Executor
 from service.models import BotLog, InboxMessage, OutboxEvent, Trade
 from tests.builders import Desk, Direct, a_desk, received
-
-
-@pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-async def desk(executor: Executor) -> Desk:
-    return await a_desk(Direct(executor))
 
 
 async def announced(sessions: SessionMaker, kind: str) -> list[Any]:

@@ -1,94 +1,38 @@
 """Bots are changed and deleted with what hangs on them, and every cached answer about them is named as stale."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
     AddBot,
-    AddBotStrategy,
     AddExchange,
     AddExchangeToBot,
-    AddFeedToBot,
     AddUser,
     BotUpdates,
-    CreateOrder,
-    DelBotStrategy,
-    DelCatStrategy,
     DeleteBot,
     EditBot,
-    EditFeeds,
-    EditStrategy,
-    EditStrategyParams,
     ErrorCode,
-    FeedFields,
+    ExchangeUpdates,
     GetBot,
-    GetBotExchanges,
-    GetBotFullList,
-    GetBotList,
-    GetBotParams,
     GetBotsByUser,
-    GetBotStats,
-    GetBotsWithDetails,
     GetBotWithDetails,
-    GetCatStrategies,
     GetOrder,
-    GetTradingCurrency,
-    InstallStrategy,
     RemoveExchangeFromBot,
-    SaveBotLog,
-    SaveSimulation,
-    StrategyUpdates,
+    UpdateExchange,
     UpdateOrderStatus,
 )
-from contracts.base import Command, Lookup
-from contracts.errors import Refusal
+from contracts.base import Command
 from service.database import SessionMaker
 from service.executor import Executor
-from service.lookups import ANSWERS
-from service.models import Bot, BotLog, Feed, OutboxEvent, Simulation, Strategy
+from service.models import Bot, BotLog, DryTrade, Feed, Simulation, Strategy
 from service.repositories import BotRepository
-from tests.builders import Desk, Direct, a_desk, received
-from tests.observe import answer, events, refusal, statements
-
-
-async def furnish(direct: Direct, desk: Desk) -> None:
-    """Hang something of each kind on the desk's bot."""
-    bot_id = desk.bot.bot_id
-    catalog = await direct.call(InstallStrategy(name=f"strategy of {bot_id}", params={"period": "14"}))
-    strategy = await direct.call(AddBotStrategy(bot_id=bot_id, cat_str_id=catalog.cat_str_id))
-    for timeframe, more in (("1m", {"str_id": strategy.str_id}), ("1h", {"ex_id": desk.account.ex_id})):
-        await direct.call(AddFeedToBot(bot_id=bot_id, symbol_id=desk.symbol.symbol_id, timeframe=timeframe, **more))
-    await direct.call(SaveBotLog(bot_id=bot_id, message="hello"))
-    await direct.call(a_simulation(desk))
-
-
-def a_simulation(desk: Desk) -> SaveSimulation:
-    return SaveSimulation(
-        bot_id=desk.bot.bot_id,
-        name="first",
-        start_date="2024-01-01T00:00:00Z",
-        end_date="2024-01-31T00:00:00Z",
-        initial_balance="10000",
-        final_balance="11250",
-        total_trades=156,
-    )
-
-
-def an_order(desk: Desk) -> CreateOrder:
-    return CreateOrder(
-        bot_id=desk.bot.bot_id,
-        uid=desk.user.uid,
-        ex_id=desk.account.ex_id,
-        symbol_id=desk.symbol.symbol_id,
-        side="buy",
-        size="10",
-        order_type="market",
-    )
+from service.vault import Vault
+from tests.builders import Desk, Direct, a_desk, furnish, received, with_credentials
+from tests.observe import answer, events, refusal, refused, statements
 
 
 class TestEditBot:
@@ -130,8 +74,8 @@ class TestEditBot:
 
         assert (error.code, error.field) == (ErrorCode.NOT_FOUND, "bot_id")
 
-    async def test_refuses_to_let_a_bot_without_an_account_trade_live(
-        self, executor: Executor, direct: Direct, desk: Desk
+    async def test_refuses_to_let_a_bot_without_credentials_trade_live(
+        self, executor: Executor, direct: Direct, desk: Desk, vault: Vault
     ) -> None:
         bot = await direct.call(AddBot(uid=desk.user.uid, name="bare"))
         live = EditBot(bot_id=bot.bot_id, updates=BotUpdates(active=True))
@@ -140,11 +84,67 @@ class TestEditBot:
         dry = await direct.call(EditBot(bot_id=bot.bot_id, updates=BotUpdates(active=True, dry_run=True)))
         later = await refusal(executor, EditBot(bot_id=bot.bot_id, updates=BotUpdates(dry_run=False)))
         await direct.call(AddExchangeToBot(bot_id=bot.bot_id, ex_id=desk.account.ex_id))
+        still = await refusal(executor, EditBot(bot_id=bot.bot_id, updates=BotUpdates(dry_run=False)))
+        await with_credentials(direct, vault, desk.account)
         edited = await direct.call(EditBot(bot_id=bot.bot_id, updates=BotUpdates(dry_run=False)))
 
-        assert (error.code, error.field) == (later.code, later.field) == (ErrorCode.CONFLICT, "active")
+        assert {(each.code, each.field) for each in (error, later, still)} == {(ErrorCode.CONFLICT, "active")}
         assert dry.active
         assert (edited.active, edited.dry_run) == (True, False)
+
+
+class TestLiveBot:
+    """Active, and trading for real: it always has credentials for one account at least."""
+
+    async def test_keeps_the_last_account_it_has_credentials_for(
+        self, executor: Executor, direct: Direct, desk: Desk, vault: Vault
+    ) -> None:
+        bot_id, ex_id = desk.bot.bot_id, desk.account.ex_id
+        second = await direct.call(AddExchange(uid=desk.user.uid, cat_ex_id=desk.catalog.cat_ex_id, ex_name="second"))
+        await direct.call(AddExchangeToBot(bot_id=bot_id, ex_id=second.ex_id))
+        await with_credentials(direct, vault, desk.account)
+        await direct.call(EditBot(bot_id=bot_id, updates=BotUpdates(active=True)))
+        takes_away: list[tuple[Command[Any], str]] = [
+            (RemoveExchangeFromBot(bot_id=bot_id, ex_id=ex_id), "ex_id"),
+            (UpdateExchange(ex_id=ex_id, updates=ExchangeUpdates(api_key=None)), "api_key"),
+        ]
+
+        for command, field in takes_away:
+            assert await refused(executor, command) == ("conflict", field)
+        # With credentials for another one, each is carried out.
+        await with_credentials(direct, vault, second)
+        for command, _ in takes_away:
+            await direct.call(command)
+        assert await refused(executor, RemoveExchangeFromBot(bot_id=bot_id, ex_id=second.ex_id)) == (
+            "conflict",
+            "ex_id",
+        )
+        await direct.call(EditBot(bot_id=bot_id, updates=BotUpdates(dry_run=True)))
+        assert await direct.call(RemoveExchangeFromBot(bot_id=bot_id, ex_id=second.ex_id))
+
+    async def test_is_not_made_while_its_credentials_are_taken_away(
+        self, direct: Direct, desk: Desk, vault: Vault, executor: Executor
+    ) -> None:
+        """Whoever comes first, no live bot is left without any."""
+        await with_credentials(direct, vault, desk.account)
+
+        replies = await asyncio.gather(
+            executor.execute([received(EditBot(bot_id=desk.bot.bot_id, updates=BotUpdates(active=True)))]),
+            executor.execute(
+                [received(UpdateExchange(ex_id=desk.account.ex_id, updates=ExchangeUpdates(api_key=None)))]
+            ),
+        )
+
+        [[activated], [taken]] = replies
+        assert activated.ok != taken.ok
+
+    async def test_may_be_added_before_its_accounts_are_which_is_logged(
+        self, direct: Direct, desk: Desk, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bot = await direct.call(AddBot(uid=desk.user.uid, name="live", active=True))
+
+        assert bot.active
+        assert "live_bot_without_account" in capsys.readouterr().out
 
 
 class TestAnotherOwner:
@@ -172,7 +172,7 @@ class TestAnotherOwner:
         heir = await direct.call(AddUser(mail="heir@example.org"))
         give = EditBot(bot_id=desk.bot.bot_id, updates=BotUpdates(uid=heir.uid))
         seen = [await refusal(executor, give)]
-        await direct.call(an_order(desk))
+        await direct.call(desk.order())
         await direct.call(RemoveExchangeFromBot(bot_id=desk.bot.bot_id, ex_id=desk.account.ex_id))
         seen.append(await refusal(executor, give))
 
@@ -194,7 +194,7 @@ class TestDeleteBot:
         other = await a_desk(direct)
         for each in (desk, other):
             await furnish(direct, each)
-        order = await direct.call(an_order(desk))
+        order = await direct.call(desk.order())
         await direct.call(UpdateOrderStatus(order_id=order.order_id, status="filled"))
         trade = await direct.call(desk.trade(order_id=order.order_id))
 
@@ -205,6 +205,7 @@ class TestDeleteBot:
             "bot_exchanges": 1,
             "strategies": 1,
             "feeds": 2,
+            "dry_trades": 1,
             "simulations": 1,
             "logs": 1,
         }
@@ -212,7 +213,7 @@ class TestDeleteBot:
         assert (await answer(sessions, GetOrder(order_id=order.order_id))).bot_id is None
         assert trade.bot_id == desk.bot.bot_id
         async with sessions() as session:
-            for model in (Bot, Feed, Strategy, Simulation, BotLog):
+            for model in (Bot, Feed, Strategy, Simulation, BotLog, DryTrade):
                 left = list(await session.scalars(select(model.bot_id)))
                 assert set(left) == {other.bot.bot_id}, model
 
@@ -225,14 +226,23 @@ class TestDeleteBot:
 
         gone = {
             kind: [change for change in await events(sessions, kind) if change["after"] is None]
-            for kind in ("bot.deleted", "bot.exchange_removed", "bot.strategy_changed", "bot.feeds_changed")
+            for kind in (
+                "bot.deleted",
+                "bot.exchange_removed",
+                "bot.strategy_changed",
+                "bot.feeds_changed",
+                "dry_trade.cleared",
+            )
         }
         assert {kind: len(changes) for kind, changes in gone.items()} == {
             "bot.deleted": 1,
             "bot.exchange_removed": 1,
             "bot.strategy_changed": 1,
             "bot.feeds_changed": 2,
+            "dry_trade.cleared": 1,
         }
+        [cleared] = gone["dry_trade.cleared"]
+        assert cleared["before"] == {"bot_id": desk.bot.bot_id, "ex_id": None, "last_dry_trade_id": 1, "count": 1}
         [deleted] = gone["bot.deleted"]
         assert (deleted["version"], deleted["before"]["name"]) == (2, "bot")
         assert set().union(*(change["stale_keys"] for changes in gone.values() for change in changes)) == {
@@ -243,9 +253,10 @@ class TestDeleteBot:
         }
 
     async def test_is_refused_while_that_would_hurt_unless_forced(
-        self, executor: Executor, direct: Direct, desk: Desk, sessions: SessionMaker
+        self, executor: Executor, direct: Direct, desk: Desk, sessions: SessionMaker, vault: Vault
     ) -> None:
-        order = await direct.call(an_order(desk))
+        await with_credentials(direct, vault, desk.account)
+        order = await direct.call(desk.order())
         delete = DeleteBot(bot_id=desk.bot.bot_id)
         open_order = await refusal(executor, delete)
         await direct.call(UpdateOrderStatus(order_id=order.order_id, status="cancelled"))
@@ -275,7 +286,7 @@ class TestDeleteBot:
     ) -> None:
         """Whoever comes first, no order ends up open without its bot having been forced away."""
         replies = await asyncio.gather(
-            direct.executor.execute([received(an_order(desk))]),
+            direct.executor.execute([received(desk.order())]),
             direct.executor.execute([received(DeleteBot(bot_id=desk.bot.bot_id))]),
         )
 
@@ -298,7 +309,7 @@ class TestRemovalOfManyBots:
                 with statements(engine) as sent:
                     removals = await BotRepository(session).remove(bots)
                 numbers.append(len(sent))
-                assert [removal.feeds for removal in removals] == [2] * len(some)
+                assert [(removal.feeds, removal.dry_trades) for removal in removals] == [(2, 1)] * len(some)
 
         assert numbers[0] == numbers[1]
 
@@ -339,128 +350,6 @@ class TestRemoveExchangeFromBot:
         assert (error.code, error.field) == (ErrorCode.NOT_FOUND, "bot_id")
 
 
-class TestLookups:
-    async def test_of_one_bot_agree(self, direct: Direct, desk: Desk, sessions: SessionMaker) -> None:
-        await furnish(direct, desk)
-        bot_id = desk.bot.bot_id
-
-        details = await answer(sessions, GetBotWithDetails(bot_id=bot_id))
-        [same] = await answer(sessions, GetBotsWithDetails(bot_ids=[999, bot_id, bot_id]))
-        params = await answer(sessions, GetBotParams(bot_id=bot_id))
-
-        assert details == same
-        assert (len(details.strategies), len(details.feeds), len(details.bot_exchanges)) == (1, 2, 1)
-        assert details.strategies[0].params == {"period": "14"}
-        assert (params.strategies, params.bot_exchanges) == (details.strategies, details.bot_exchanges)
-        assert await answer(sessions, GetBot(bot_id=bot_id)) == desk.bot
-        assert await answer(sessions, GetBotExchanges(bot_id=bot_id)) == details.bot_exchanges
-        currency = GetTradingCurrency(bot_id=bot_id, ex_id=desk.account.ex_id)
-        assert await answer(sessions, currency) == "ETH"
-
-    @pytest.mark.parametrize(
-        ("lookup", "nothing"),
-        [
-            (GetBot(bot_id=999), None),
-            (GetBotWithDetails(bot_id=999), None),
-            (GetBotParams(bot_id=999), None),
-            (GetBotStats(bot_id=999), None),
-            (GetTradingCurrency(bot_id=999, ex_id=1), None),
-            (GetBotExchanges(bot_id=999), []),
-            (GetBotsByUser(uid=999), []),
-            (GetBotsWithDetails(bot_ids=[]), []),
-        ],
-        ids=lambda value: getattr(value, "wire_name", ""),
-    )
-    async def test_of_what_is_absent_give_nothing(
-        self, sessions: SessionMaker, lookup: Lookup[Any], nothing: Any
-    ) -> None:
-        assert await answer(sessions, lookup) == nothing
-
-    async def test_of_lists_go_on_where_they_ended(self, direct: Direct, desk: Desk, sessions: SessionMaker) -> None:
-        bots = [desk.bot, *[await direct.call(AddBot(uid=desk.user.uid, name=f"bot {i}")) for i in range(4)]]
-        await direct.call(EditBot(bot_id=bots[3].bot_id, updates=BotUpdates(active=True, dry_run=True)))
-
-        seen, cursor = [], None
-        for _ in range(3):
-            page = await answer(sessions, GetBotList(uid=desk.user.uid, limit=2, cursor=cursor))
-            seen += [bot.bot_id for bot in page.bots]
-            cursor = page.next_cursor
-        full = await answer(sessions, GetBotFullList(limit=3))
-        rest = await answer(sessions, GetBotFullList(limit=3, cursor=full.next_cursor))
-
-        assert seen == [bot.bot_id for bot in bots]
-        assert cursor is None
-        assert [bot.bot_id for bot in full.bots + rest.bots] == seen
-        active = await answer(sessions, GetBotList(active=True))
-        assert [bot.bot_id for bot in active.bots] == [bots[3].bot_id]
-
-    @pytest.mark.parametrize("cursor", ["x", "W10", "WyJ4Il0", "WzEsMl0", "Wy0xXQ", "W251bGxd", "W3RydWVd"])
-    async def test_refuse_a_cursor_that_was_made_up(self, sessions: SessionMaker, cursor: str) -> None:
-        with pytest.raises(Refusal) as refused:
-            await answer(sessions, GetBotList(cursor=cursor))
-
-        assert (refused.value.code, refused.value.field) == (ErrorCode.VALIDATION, "cursor")
-
-    async def test_of_statistics_count_recent_trades_of_this_bot_only(
-        self, direct: Direct, desk: Desk, sessions: SessionMaker
-    ) -> None:
-        other = await a_desk(direct)
-        await direct.call(other.trade())
-        await direct.call(desk.trade(size="2", price="10", roi="-0.5", timestamp="2020-01-01T00:00:00Z"))
-        none = await answer(sessions, GetBotStats(bot_id=desk.bot.bot_id))
-        await direct.call(desk.trade(size="2", price="10.1", roi="-0.5"))
-        last = await direct.call(desk.trade(side="sell", size="1", price="0.3", roi="0.7"))
-        await direct.call(an_order(desk))
-
-        stats = await answer(sessions, GetBotStats(bot_id=desk.bot.bot_id, days=7))
-
-        assert (none.total_trades, none.total_volume, none.last_trade) == (0, 0, None)
-        assert stats.model_dump(mode="json") == {
-            "bot_id": desk.bot.bot_id,
-            "days": 7,
-            "total_trades": 2,
-            "total_volume": "20.5",
-            "buy_volume": "20.2",
-            "sell_volume": "0.3",
-            "total_roi": "0.2",
-            "open_orders": 1,
-            "last_trade": last.model_dump(mode="json")["timestamp"],
-        }
-
-
-class TestLists:
-    @pytest.mark.parametrize(
-        "read",
-        [
-            lambda bots, ids: bots.get_bot_list(),
-            lambda bots, ids: bots.get_bot_full_list(),
-            lambda bots, ids: bots.get_bots_with_details(ids),
-            lambda bots, ids: bots.get_bot_with_details(ids[0]),
-        ],
-        ids=["list", "full list", "details of many", "details of one"],
-    )
-    async def test_take_as_many_statements_for_many_bots_as_for_one(
-        self,
-        direct: Direct,
-        sessions: SessionMaker,
-        engine: AsyncEngine,
-        read: Callable[[BotRepository, list[int]], Awaitable[Any]],
-    ) -> None:
-        ids: list[int] = []
-        numbers = []
-        for more in (1, 4):
-            for _ in range(more):
-                desk = await a_desk(direct)
-                await furnish(direct, desk)
-                ids.append(desk.bot.bot_id)
-            async with sessions() as session:
-                with statements(engine) as sent:
-                    await read(BotRepository(session), ids)
-            numbers.append(len(sent))
-
-        assert numbers[0] == numbers[1] <= 5
-
-
 class TestManualsExample:
     """What the manual shows of the repository, as it shows it."""
 
@@ -496,69 +385,3 @@ class TestManualsExample:
             await bot_repo.delete_bot(bot.bot_id)
             assert await bot_repo.get_bot_with_details(bot.bot_id) is None
             await bot_repo.commit()
-
-
-class TestStaleKeys:
-    """Of every write: what it changed in a cached answer, its events name."""
-
-    async def test_name_every_cached_answer_that_a_write_changes(
-        self, direct: Direct, desk: Desk, sessions: SessionMaker
-    ) -> None:
-        await furnish(direct, desk)
-        heir = await direct.call(AddUser(mail="heir@example.org"))
-        second = await direct.call(AddExchange(uid=desk.user.uid, cat_ex_id=desk.catalog.cat_ex_id, ex_name="second"))
-        bot_id = desk.bot.bot_id
-        [strategy] = (await answer(sessions, GetBotWithDetails(bot_id=bot_id))).strategies
-        symbol_id = desk.symbol.symbol_id
-        gift = await direct.call(AddBot(uid=desk.user.uid, name="gift"))
-        cached: list[Lookup[Any]] = [
-            GetCatStrategies(),
-            *(GetBotWithDetails(bot_id=each) for each in (bot_id, gift.bot_id, gift.bot_id + 1)),
-            *(GetBotsByUser(uid=uid) for uid in (desk.user.uid, heir.uid)),
-            *(GetTradingCurrency(bot_id=bot_id, ex_id=ex_id) for ex_id in (desk.account.ex_id, second.ex_id)),
-        ]
-        writes: list[Command[Any]] = [
-            AddBot(uid=heir.uid, name="new"),
-            EditBot(bot_id=bot_id, updates=BotUpdates(name="renamed")),
-            EditBot(bot_id=gift.bot_id, updates=BotUpdates(uid=heir.uid)),
-            AddExchangeToBot(bot_id=bot_id, ex_id=second.ex_id, trading_currency="BTC"),
-            AddExchangeToBot(bot_id=bot_id, ex_id=second.ex_id, trading_currency="USD"),
-            AddFeedToBot(bot_id=bot_id, symbol_id=symbol_id, timeframe="1d", ex_id=second.ex_id),
-            EditFeeds(bot_id=bot_id, feeds=[FeedFields(symbol_id=symbol_id, timeframe="1w", ex_id=second.ex_id)]),
-            RemoveExchangeFromBot(bot_id=bot_id, ex_id=second.ex_id),
-            InstallStrategy(name="another", params={"a": "1"}),
-            InstallStrategy(name="another", params={"a": "2"}),
-            AddBotStrategy(bot_id=bot_id, cat_str_id=strategy.cat_str_id),
-            EditStrategy(str_id=strategy.str_id, updates=StrategyUpdates(leverage="2")),
-            EditStrategyParams(str_id=strategy.str_id, params={"period": "7"}),
-            DelBotStrategy(bot_id=bot_id),
-            DelCatStrategy(name="another"),
-            DeleteBot(bot_id=bot_id),
-        ]
-
-        for write in writes:
-            before = {_key(lookup): await answer(sessions, lookup) for lookup in cached}
-            known = await _last_event(sessions)
-            await direct.call(write)
-            changed = {_key(lookup) for lookup in cached if await answer(sessions, lookup) != before[_key(lookup)]}
-            named = await _stale_keys_since(sessions, known)
-
-            assert changed, write
-            assert changed <= named, write
-
-
-def _key(lookup: Lookup[Any]) -> str:
-    key = ANSWERS[type(lookup)].key
-    assert key is not None
-    return str(key(lookup))
-
-
-async def _last_event(sessions: SessionMaker) -> int:
-    async with sessions() as session:
-        return await session.scalar(select(func.max(OutboxEvent.id))) or 0
-
-
-async def _stale_keys_since(sessions: SessionMaker, known: int) -> set[str]:
-    async with sessions() as session:
-        rows = await session.scalars(select(OutboxEvent.stale_keys).where(OutboxEvent.id > known))
-        return {key for keys in rows for key in keys}

@@ -7,7 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,9 +37,13 @@ from contracts import (
     seal,
     unseal,
 )
-from contracts.base import Lookup
+from contracts.base import COMMAND_TYPES, LOOKUP_TYPES, Lookup
 from contracts.client import PersistenceClient, new_message_id
-from contracts.topology import COMMANDS, EVENTS, LOOKUPS
+from contracts.topology import COMMANDS, EVENTS, FRESH_HEADER, LOOKUPS
+from service.received import Received
+from service.vault import Vault
+from tests.builders import Asking, Direct, received, sealed
+from tests.cases import STORE_NOTHING, a_lookup, a_scene, commands
 from tests.conftest import REPOSITORY, RunningService, StartService
 
 PRIVATE, PUBLIC = new_key_pair()
@@ -100,9 +104,9 @@ async def send(channel: AbstractChannel) -> Send:
     return send
 
 
-async def everything_stored(service: RunningService) -> dict[str, str]:
-    """Every row of every table as text, by table, and every value in the cache."""
-    connection = await asyncpg.connect(service.database_url)
+async def every_row(database_url: str) -> dict[str, str]:
+    """Every row of every table as text, by table."""
+    connection = await asyncpg.connect(database_url)
     try:
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         found = {}
@@ -113,6 +117,12 @@ async def everything_stored(service: RunningService) -> dict[str, str]:
             found[table] = text + "".join(bytes.fromhex(blob).decode(errors="replace") for blob in blobs)
     finally:
         await connection.close()
+    return found
+
+
+async def everything_stored(service: RunningService) -> dict[str, str]:
+    """Every row, and every value in the cache."""
+    found = await every_row(service.database_url)
     async with Redis.from_url(service.redis_url) as redis:
         keys = await redis.keys("*")
         values = [await redis.get(key) for key in keys]
@@ -203,6 +213,123 @@ async def test_a_secret_is_found_nowhere_but_where_it_is_kept(
     assert {p for p, text in places.items() if any(secret in text for secret in sealed.values())} == set()
     assert stored["dead_letters"].count('"dead_letter_id":') == len(bodies) + 1
     assert "credentials_given_out" in places["log"]
+
+
+SECRET_NAMES = ("password", "apiKey", "f2a", "private-key")
+
+
+def with_secrets(body: Any, name: str, *, is_free: bool = False) -> Iterator[Any]:
+    """The body with a secret of that name in each of its objects in turn.
+
+    Not packed into a text where the sender may call texts what he likes: that is a value like another there.
+    """
+    if isinstance(body, dict):
+        yield {**body, name: CANARY}
+        yield {**body, "more": {"of it": [{name: CANARY}]}}
+        if not is_free:
+            yield {**body, "more": json.dumps({name: CANARY})}
+        for field, part in body.items():
+            inner = with_secrets(part, name, is_free=field == "params")
+            yield from ({**body, field: changed} for changed in inner)
+    elif isinstance(body, list) and body:
+        yield from ([changed, *body[1:]] for changed in with_secrets(body[0], name))
+
+
+async def test_a_secret_in_a_wrong_place_of_any_message_is_kept_nowhere(
+    direct: Direct,
+    asking: Asking,
+    vault: Vault,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scene = await a_scene(direct, vault)
+    bodies = {name: json.loads(received(command).body) for name, command in commands(scene).items()}
+    bodies |= {name: {} for name in STORE_NOTHING & COMMAND_TYPES.keys()}
+    batch = [
+        Received(name, json.dumps(changed).encode(), message_id=str(new_message_id()), reply_to="x")
+        for name, body in bodies.items()
+        for secret in SECRET_NAMES
+        for changed in with_secrets(body, secret)
+    ]
+    # What is a bot's own to say is kept where it was said, and announced without it.
+    said = {"save_bot_log", "save_bot_logs", "save_simulation"}
+    replies = []
+    for start in range(0, len(batch), 50):
+        some = batch[start : start + 50]
+        for message, reply in zip(some, await direct.executor.execute(some), strict=True):
+            assert not reply.ok or message.command in said, message.body
+            replies.append(reply.model_dump_json())
+    for name, kind in LOOKUP_TYPES.items():
+        body = json.loads(a_lookup(kind, scene).model_dump_json(exclude_unset=True))
+        for secret in SECRET_NAMES:
+            message = Received(name, json.dumps({**body, secret: CANARY}).encode(), headers={FRESH_HEADER: True})
+            replies.append((await asking.server.reply(message)).decode())
+
+    stored = await every_row(database_url)
+    where = {table for table, text in stored.items() if CANARY in text}
+    assert {table.partition("_p_")[0] for table in where} <= {"bot_logs", "simulations"}
+    assert not any(CANARY in reply for reply in replies)
+    assert CANARY not in capsys.readouterr().out
+
+
+async def test_a_secret_in_its_right_place_is_found_nowhere_else(
+    direct: Direct, vault: Vault, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command that takes one, carried out, and refused beside something wrong."""
+    scene = await a_scene(direct, vault)
+    uid = scene.own.user.uid
+    keys = {
+        field: sealed(vault, f"{CANARY}-{field}", uid=uid, field=field)
+        for field in ("api_key", "api_secret", "passphrase", "f2a")
+    }
+    hashed = {"password_hash": HASH}
+    takers: dict[str, dict[str, Any]] = {
+        "add_user": hashed,
+        "update_password": hashed,
+        "modify_user": {"uid": uid, "updates": {"f2a": keys["f2a"]}},
+        "add_exchange": {name: keys[name] for name in keys if name != "f2a"},
+        "update_exchange": {"updates": {name: keys[name] for name in keys if name != "f2a"}},
+        "create_trading_setup": {"user": {"mail": "new@example.org", **hashed}},
+    }
+    bodies = {name: {**json.loads(received(commands(scene)[name]).body), **more} for name, more in takers.items()}
+    bad = [(name, {**body, "x": 1}) for name, body in bodies.items()]
+    bad += [(name, {**body, "expected_version": 99}) for name, body in bodies.items()]
+    replies = []
+    for name, body in (*bad, *bodies.items()):
+        [reply] = await direct.executor.execute(
+            [Received(name, json.dumps(body).encode(), message_id=str(new_message_id()), reply_to="x")]
+        )
+        replies.append(reply)
+
+    assert [reply.ok for reply in replies] == [False] * len(bad) + [True] * len(bodies)
+    stored = await every_row(database_url)
+    assert CANARY in stored.pop("users")
+    told = "".join(reply.model_dump_json() for reply in replies) + capsys.readouterr().out
+    for secret in (CANARY, *keys.values()):
+        assert {table for table, text in stored.items() if secret in text} == set()
+        assert secret not in told
+    schemas = {name: str(kind.model_json_schema()) for name, kind in COMMAND_TYPES.items()}
+    takes_secrets = {name for name, schema in schemas.items() if re.search("'(password_hash|api_key|f2a)'", schema)}
+    assert takes_secrets == set(takers)
+
+
+def test_a_failure_on_a_terminal_shows_no_values() -> None:
+    script = f"""
+from service.observability import configure_logging
+import structlog
+configure_logging("INFO", "console")
+def fail(word):
+    held = word + "-hash"
+    raise RuntimeError("no reason")
+try:
+    fail("".join({list(CANARY)}))
+except RuntimeError as error:
+    structlog.get_logger().error("failed", exc_info=error)
+"""
+    shown = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+
+    assert "no reason" in shown.stdout
+    assert CANARY not in shown.stdout
 
 
 async def test_the_search_would_find_one(service: RunningService, send: Send) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from contracts import AddBot, ErrorCode, InstallExchange, Reply, SaveBotLog, UpdateOrderStatus
+from contracts import AddBot, AddUser, ErrorCode, InstallExchange, Reply, SaveBotLog, UpdateOrderStatus
 from contracts.base import Command
 from contracts.client import new_message_id
 from contracts.order import CreateOrder
@@ -22,16 +22,7 @@ from service.received import Received
 from service.registry import Handler
 from service.unit_of_work import UnitOfWork
 from tests.builders import Desk, Direct, a_desk, received
-
-
-@pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-async def desk(executor: Executor) -> Desk:
-    return await a_desk(Direct(executor))
+from tests.observe import events
 
 
 async def count(sessions: SessionMaker, table: Any) -> int:
@@ -75,6 +66,20 @@ class TestBatch:
         assert await count(sessions, DeadLetter) == 4
         assert len(await changes(sessions, "trade.recorded")) == 7
         assert len(await changes(sessions, "command.rejected")) == 4
+
+    async def test_announces_the_good_ones_whatever_their_neighbours_meet_in_the_database(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        """A flush that fails takes back the savepoint around it, and no more."""
+        taken = AddUser(mail=desk.user.mail)
+
+        replies = await executor.execute(
+            [received(command) for command in (AddUser(mail="a@example.org"), taken, AddUser(mail="b@example.org"))]
+        )
+
+        assert [reply.ok for reply in replies] == [True, False, True]
+        created = [change["after"]["mail"] for change in await events(sessions, "user.created")]
+        assert created == [desk.user.mail, "a@example.org", "b@example.org"]
 
     async def test_of_nothing_but_bad_ones_is_refused_one_by_one(
         self, executor: Executor, desk: Desk, sessions: SessionMaker

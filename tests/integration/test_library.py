@@ -32,9 +32,9 @@ from service.repositories import (
     TradeRepository,
 )
 from service.repositories.base import exact
-from tests.builders import Desk, Direct, a_desk, counted_statements
+from tests.builders import Desk, Direct, a_desk
 from tests.conftest import REPOSITORY
-from tests.observe import answer, events
+from tests.observe import answer, events, statements
 
 Make = Callable[[AsyncSession, Desk], Awaitable[Any]]
 
@@ -263,7 +263,7 @@ class TestWhatCallersAskFor:
         await direct.call(desk.trade(roi="3"))
         await direct.call(desk.trade(roi="100", timestamp="2019-01-01T00:00:00Z"))
 
-        with counted_statements(engine) as statements:
+        with statements(engine) as sent:
             async with sessions() as session:
                 summary = await BotRepository(session).get_active_bots_summary(desk.user.uid)
         async with sessions() as session:
@@ -274,7 +274,7 @@ class TestWhatCallersAskFor:
         assert summary[0]["last_trade"] is not None
         assert (summary[1]["total_trades"], summary[1]["total_roi"], summary[1]["last_trade"]) == (0, 0, None)
         assert [bot["name"] for bot in everybody] == ["bot", "one", "two", "three"]
-        assert len(statements) == 1
+        assert len(sent) == 1
 
     async def test_feeds_are_found_by_what_they_are(self, direct: Direct, desk: Desk, sessions: SessionMaker) -> None:
         bot_id, symbol_id = desk.bot.bot_id, desk.symbol.symbol_id

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
+    AddFeedToBot,
     AddSymbol,
     DeleteSymbol,
     ErrorCode,
@@ -56,7 +57,7 @@ class TestDelete:
         assert change["version"] == 2
         assert change["stale_keys"] == keys_of(desk, "XRP/ETH", desk.symbol.symbol_id)
 
-    @pytest.mark.parametrize("needed_by", ["orders", "trades", "dry trades", "positions"])
+    @pytest.mark.parametrize("needed_by", ["orders", "trades", "dry trades", "positions", "bots that listen to it"])
     async def test_is_a_conflict_while_something_is_about_it(
         self, executor: Executor, direct: Direct, desk: Desk, sessions: SessionMaker, needed_by: str
     ) -> None:
@@ -67,6 +68,9 @@ class TestDelete:
             "dry trades": desk.dry_trade(),
             "positions": UpsertPositions(
                 ex_id=desk.account.ex_id, positions=[holding], timestamp="2026-01-01T00:00:00Z"
+            ),
+            "bots that listen to it": AddFeedToBot(
+                bot_id=desk.bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe="1m"
             ),
         }
         await direct.call(needs[needed_by])

@@ -1,6 +1,5 @@
 """Users: registered, changed, found and deleted, by messages and by the library."""
 
-import base64
 import hashlib
 import json
 from typing import Any
@@ -11,74 +10,46 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
     AddBot,
+    AddBotStrategy,
+    AddFeedToBot,
     AddUser,
     CreateOrder,
     DeleteUser,
     ErrorCode,
-    GetActiveUsers,
     GetUser,
-    GetUserByEmail,
     GetUserCredentials,
-    GetUserId,
-    GetUserList,
-    GetUserWithBots,
+    InstallStrategy,
     ModifyUser,
     Refusal,
     Reply,
-    SearchUsers,
     SetUserActive,
     ToggleActive,
     UpdatePassword,
     UserUpdates,
 )
-from contracts.base import Command
 from service.database import SessionMaker
 from service.executor import Executor
-from service.models import Bot, DeadLetter, Exchange, Order, OutboxEvent, RoleEnum, Trade, User
+from service.models import (
+    Bot,
+    BotLog,
+    DeadLetter,
+    DryTrade,
+    Exchange,
+    Feed,
+    Order,
+    RoleEnum,
+    Simulation,
+    Strategy,
+    Trade,
+    User,
+)
 from service.received import Received
 from service.repositories import UserRepository
-from tests.builders import Asking, Desk, Direct, a_desk, counted_statements, received
+from tests.builders import Asking, Desk, Direct, furnish, received
+from tests.observe import announced, events, refused, statements
 
 HASH = hashlib.sha256(b"password").hexdigest()
 OTHER_HASH = "$2b$12$" + "a" * 53
-
-
-@pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-def direct(executor: Executor) -> Direct:
-    return Direct(executor)
-
-
-@pytest.fixture
-def asking(sessions: SessionMaker) -> Asking:
-    return Asking(sessions)
-
-
-@pytest.fixture
-async def desk(direct: Direct) -> Desk:
-    return await a_desk(direct)
-
-
-async def events(sessions: SessionMaker, kind: str) -> list[OutboxEvent]:
-    async with sessions() as session:
-        return list(
-            await session.scalars(select(OutboxEvent).where(OutboxEvent.type == kind).order_by(OutboxEvent.id))
-        )
-
-
-async def changes(sessions: SessionMaker, kind: str) -> list[dict[str, Any]]:
-    return [change for event in await events(sessions, kind) for change in json.loads(event.changes)]
-
-
-async def refused(executor: Executor, command: Command[Any]) -> tuple[str, str | None]:
-    """Code and field of a refusal; fails the test if the command is carried out."""
-    [reply] = await executor.execute([received(command)])
-    assert reply.error is not None, reply
-    return reply.error.code.value, reply.error.field
 
 
 async def refused_body(executor: Executor, name: str, body: dict[str, Any]) -> tuple[str, str | None]:
@@ -89,11 +60,6 @@ async def refused_body(executor: Executor, name: str, body: dict[str, Any]) -> t
     )
     assert reply.error is not None, reply
     return reply.error.code.value, reply.error.field
-
-
-def made_up(*keys: object) -> str:
-    """A cursor as nobody gave it."""
-    return base64.urlsafe_b64encode(json.dumps(keys).encode()).decode().rstrip("=")
 
 
 class TestModifyUser:
@@ -115,7 +81,7 @@ class TestModifyUser:
 
         assert changed == user.model_copy(update={**updates, "row_version": 2})
         assert await asking.ask(GetUser(uid=user.uid)) == changed
-        [event] = await events(sessions, "user.updated")
+        [event] = await announced(sessions, "user.updated")
         [change] = json.loads(event.changes)
         assert (change["before"], change["after"]) == (user.model_dump(mode="json"), changed.model_dump(mode="json"))
         assert sorted(change["changed"]) == sorted([*updates, "row_version"])
@@ -132,7 +98,7 @@ class TestModifyUser:
         same = await direct.call(ModifyUser(uid=desk.user.uid, updates=UserUpdates(mail=desk.user.mail)))
 
         assert same == desk.user
-        assert await events(sessions, "user.updated") == []
+        assert await announced(sessions, "user.updated") == []
 
     async def test_refuses_what_cannot_be(self, executor: Executor, direct: Direct, desk: Desk) -> None:
         await direct.call(AddUser(mail="taken@example.org", external_id="taken"))
@@ -176,7 +142,7 @@ class TestUpdatePassword:
 
         found = await asking.ask(GetUserCredentials(mail=desk.user.mail.upper()))
         assert (found.uid, found.password_hash, found.active) == (desk.user.uid, OTHER_HASH, True)
-        [event] = await events(sessions, "user.password_changed")
+        [event] = await announced(sessions, "user.password_changed")
         assert json.loads(event.changes) == [
             {
                 "key": {"uid": desk.user.uid},
@@ -210,7 +176,7 @@ class TestSetUserActive:
 
         assert (first.active, first.row_version) == (False, 2)
         assert second == first
-        assert len(await events(sessions, "user.updated")) == 1
+        assert len(await announced(sessions, "user.updated")) == 1
 
     async def test_has_one_effect_however_often_it_is_delivered(
         self, executor: Executor, desk: Desk, sessions: SessionMaker
@@ -222,7 +188,7 @@ class TestSetUserActive:
 
         assert again.data == first.data
         assert again.meta.duplicate
-        assert len(await events(sessions, "user.updated")) == 1
+        assert len(await announced(sessions, "user.updated")) == 1
 
 
 class TestDeleteUser:
@@ -231,26 +197,30 @@ class TestDeleteUser:
     ) -> None:
         uid, bot_id, ex_id = desk.user.uid, desk.bot.bot_id, desk.account.ex_id
         employee = await direct.call(AddUser(mail="employee@example.org", manager=uid))
+        await furnish(direct, desk)
         await executor.execute([received(desk.trade()) for _ in range(3)])
 
         deletion = await direct.call(DeleteUser(uid=uid))
 
         assert deletion.model_dump() == {"uid": uid, "bots": 1, "exchanges": 1, "orders": 0, "trades": 3}
-        for table in (Bot, Exchange, Trade):
+        for table in (Bot, Exchange, Trade, DryTrade, Feed, Strategy, Simulation, BotLog):
             async with sessions() as session:
                 assert await session.scalar(select(func.count()).select_from(table)) == 0
-        [gone] = await events(sessions, "user.deleted")
+        [gone] = await announced(sessions, "user.deleted")
         [change] = json.loads(gone.changes)
         assert (change["version"], change["before"], change["after"]) == (2, desk.user.model_dump(mode="json"), None)
         assert {f"user:{uid}", f"user:id:{desk.user.mail}", f"user:bots:{uid}"} <= set(gone.stale_keys)
         assert {f"user:exchanges:{uid}", f"user:trading_summary:{uid}"} <= set(gone.stale_keys)
-        [bot] = await events(sessions, "bot.deleted")
+        [bot] = await announced(sessions, "bot.deleted")
         assert f"bot:details:{bot_id}" in bot.stale_keys
-        [link] = await events(sessions, "bot.exchange_removed")
+        for kind in ("bot.feeds_changed", "bot.strategy_changed", "dry_trade.cleared"):
+            last = (await events(sessions, kind))[-1]
+            assert (last["before"]["bot_id"], last["after"]) == (bot_id, None)
+        [link] = await announced(sessions, "bot.exchange_removed")
         assert f"bot:currency:{bot_id}:{ex_id}" in link.stale_keys
-        [account] = await events(sessions, "exchange.deleted")
+        [account] = await announced(sessions, "exchange.deleted")
         assert {f"exchange:params:{ex_id}", "exchange:active"} <= set(account.stale_keys)
-        [released] = await changes(sessions, "user.updated")
+        [released] = await events(sessions, "user.updated")
         assert (released["before"]["manager"], released["after"]["manager"], released["version"]) == (uid, None, 2)
         now = await asking.ask(GetUser(uid=employee.uid))
         assert now == employee.model_copy(update={"manager": None, "row_version": 2})
@@ -271,7 +241,7 @@ class TestDeleteUser:
         await direct.call(order)
 
         assert await refused(executor, DeleteUser(uid=uid)) == ("conflict", "uid")
-        assert await events(sessions, "user.deleted") == []
+        assert await announced(sessions, "user.deleted") == []
 
         assert (await direct.call(DeleteUser(uid=uid, force=True))).orders == 1
         async with sessions() as session:
@@ -292,158 +262,22 @@ class TestDeleteUser:
         assert await refused(executor, command) == ("conflict", "expected_version")
 
     async def test_takes_the_same_few_statements_however_much_there_is(
-        self, direct: Direct, engine: AsyncEngine
+        self, direct: Direct, desk: Desk, engine: AsyncEngine
     ) -> None:
+        catalog = await direct.call(InstallStrategy(name="strategy"))
         counts = []
         for bots in (1, 12):
             user = await direct.call(AddUser(mail=f"{bots}@example.org"))
             for number in range(bots):
-                await direct.call(AddBot(uid=user.uid, name=f"bot {number}"))
+                bot = await direct.call(AddBot(uid=user.uid, name=f"bot {number}"))
+                await direct.call(AddBotStrategy(bot_id=bot.bot_id, cat_str_id=catalog.cat_str_id))
+                await direct.call(AddFeedToBot(bot_id=bot.bot_id, symbol_id=desk.symbol.symbol_id, timeframe="1m"))
                 await direct.call(AddUser(mail=f"{bots}-{number}@example.org", manager=user.uid))
-            with counted_statements(engine) as statements:
+            with statements(engine) as sent:
                 await direct.call(DeleteUser(uid=user.uid))
-            counts.append(len(statements))
+            counts.append(len(sent))
 
         assert counts[0] == counts[1]
-
-
-class TestLookups:
-    async def test_find_a_user_by_mail_in_any_case(self, direct: Direct, asking: Asking) -> None:
-        user = await direct.call(AddUser(mail="Ada@Example.org", password_hash=HASH))
-
-        assert await asking.ask(GetUserByEmail(mail="aDA@example.ORG")) == user
-        assert await asking.ask(GetUserId(mail="ada@example.org")) == user.uid
-
-    async def test_say_null_of_who_is_not_there(self, asking: Asking) -> None:
-        for lookup in (
-            GetUser(uid=9),
-            GetUserByEmail(mail="a@b"),
-            GetUserId(mail="a@b"),
-            GetUserCredentials(mail="a@b"),
-            GetUserWithBots(uid=9),
-        ):
-            assert await asking.ask(lookup) is None
-
-    async def test_show_a_user_with_bots_in_one_statement(
-        self, direct: Direct, desk: Desk, asking: Asking, engine: AsyncEngine
-    ) -> None:
-        others = [await direct.call(AddBot(uid=desk.user.uid, name=f"bot {n}")) for n in range(5)]
-
-        with counted_statements(engine) as statements:
-            found = await asking.ask(GetUserWithBots(uid=desk.user.uid))
-
-        assert found.bots == [desk.bot, *others]
-        assert found.model_dump(exclude={"bots"}) == desk.user.model_dump()
-        assert len(statements) == 1
-
-
-class TestSearch:
-    @pytest.fixture
-    async def users(self, direct: Direct) -> dict[str, int]:
-        made = [
-            AddUser(mail="ada@example.org", name="Ada", lastname="Lovelace"),
-            AddUser(mail="grace@example.org", name="Grace", lastname="Hopper", phone="+1 555 0100"),
-            AddUser(mail="odd@example.org", name="100%_odd\\", external_id="EXT-7", id_num="ID-9"),
-        ]
-        return {command.name: (await direct.call(command)).uid for command in made}
-
-    @pytest.mark.parametrize(
-        ("query", "found"),
-        [
-            pytest.param("love", ["Ada"], id="part of a last name"),
-            pytest.param("ADA LOVE", ["Ada"], id="both names, in any case"),
-            pytest.param("@example", ["Ada", "Grace", "100%_odd\\"], id="part of a mail address"),
-            pytest.param("555 01", ["Grace"], id="part of a phone number"),
-            pytest.param("ext-7", ["100%_odd\\"], id="an external id"),
-            pytest.param("id-9", ["100%_odd\\"], id="an id number"),
-            pytest.param("%", ["100%_odd\\"], id="a percent sign as itself"),
-            pytest.param("_", ["100%_odd\\"], id="an underscore as itself"),
-            pytest.param("odd\\", ["100%_odd\\"], id="a backslash as itself"),
-            pytest.param("nobody", [], id="nobody"),
-        ],
-    )
-    async def test_finds(self, users: dict[str, int], asking: Asking, query: str, found: list[str]) -> None:
-        assert [user.name for user in await asking.ask(SearchUsers(query=query))] == found
-
-    async def test_gives_no_more_than_asked_for(self, users: dict[str, int], asking: Asking) -> None:
-        assert len(await asking.ask(SearchUsers(query="example", limit=2))) == 2
-
-    @pytest.mark.parametrize("fields", [{"query": ""}, {"query": "x", "limit": 0}, {"query": "x", "limit": 1_001}])
-    def test_has_limits(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="1 validation error"):
-            SearchUsers.model_validate(fields)
-
-    async def test_does_not_read_a_big_table_to_the_end(self, sessions: SessionMaker, engine: AsyncEngine) -> None:
-        async with engine.begin() as connection:
-            await connection.exec_driver_sql(
-                "INSERT INTO users (mail, name, manager) SELECT 'user' || n || '@example.org', md5(n::text), NULL "
-                "FROM generate_series(1, 20000) AS n"
-            )
-        cleaning = await engine.execution_options(isolation_level="AUTOCOMMIT").connect().start()
-        await cleaning.exec_driver_sql("VACUUM ANALYZE users")
-        await cleaning.close()
-        async with engine.connect() as connection:
-            has_trigrams = await connection.exec_driver_sql("SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'")
-            if has_trigrams.first() is None:
-                pytest.skip("this PostgreSQL has no pg_trgm")
-        plans = []
-        async with sessions() as session:
-            with counted_statements(engine) as statements:
-                await UserRepository(session).search("user19999@")
-            connection = await session.connection()
-            rows = await connection.exec_driver_sql(f"EXPLAIN {statements[0]}", ("%user19999@%", 100))
-            plans = [row[0] for row in rows]
-        assert any("ix_users_search" in line for line in plans), plans
-
-
-class TestLists:
-    @pytest.fixture
-    async def uids(self, direct: Direct) -> list[int]:
-        boss = await direct.call(AddUser(mail="boss@example.org"))
-        return [
-            (await direct.call(AddUser(mail=f"{n}@example.org", manager=boss.uid, active=n != 3))).uid
-            for n in range(7)
-        ]
-
-    async def test_go_on_by_cursor_whatever_happens_meanwhile(
-        self, uids: list[int], direct: Direct, asking: Asking
-    ) -> None:
-        boss = uids[0] - 1
-        first = await asking.ask(GetUserList(manager_id=boss, page_size=3))
-        await direct.call(DeleteUser(uid=uids[0]))
-        second = await asking.ask(GetUserList(manager_id=boss, page_size=3, cursor=first.next_cursor))
-        third = await asking.ask(GetUserList(manager_id=boss, page_size=3, cursor=second.next_cursor))
-
-        assert [user.uid for page in (first, second, third) for user in page.users] == uids
-        assert third.next_cursor is None
-
-    async def test_come_by_page_as_well(self, uids: list[int], asking: Asking) -> None:
-        page = await asking.ask(GetUserList(page=2, page_size=4))
-
-        assert [user.uid for user in page.users] == uids[3:]
-        assert (await asking.ask(GetUserList(cursor=page.next_cursor))).users == []
-
-    async def test_of_active_users_leave_others_out(
-        self, uids: list[int], asking: Asking, engine: AsyncEngine
-    ) -> None:
-        with counted_statements(engine) as statements:
-            page = await asking.ask(GetActiveUsers())
-
-        assert [user.uid for user in page.users] == [uids[0] - 1, *uids[:3], *uids[4:]]
-        assert len(statements) == 1
-
-    @pytest.mark.parametrize("cursor", ["x", "WzFd" * 20, "Im1hZGUgdXAi", made_up("1"), made_up(-1), made_up(1, 2)])
-    async def test_refuse_a_cursor_that_was_made_up(self, asking: Asking, cursor: str) -> None:
-        with pytest.raises(Refusal) as refusal:
-            await asking.ask(GetUserList(cursor=cursor))
-        assert (refusal.value.code, refusal.value.field) == (ErrorCode.VALIDATION, "cursor")
-
-    @pytest.mark.parametrize(
-        "fields", [{"page": 0}, {"page_size": 1_001}, {"page": 2, "cursor": "WzFd"}, {"cursor": "a b"}]
-    )
-    def test_have_limits(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="1 validation error"):
-            GetUserList.model_validate(fields)
 
 
 class TestTheLibrary:
@@ -471,8 +305,8 @@ class TestTheLibrary:
             await users.delete(user.uid)
             await users.remove_user("admin@company.com")
             assert await users.get_all() == []
-        assert len(await changes(sessions, "user.created")) == 2
-        assert [change["version"] for change in await changes(sessions, "user.deleted")] == [5, 2]
+        assert len(await events(sessions, "user.created")) == 2
+        assert [change["version"] for change in await events(sessions, "user.deleted")] == [5, 2]
 
     async def test_announces_nothing_of_what_is_rolled_back(self, sessions: SessionMaker) -> None:
         async with sessions() as session:
@@ -482,7 +316,7 @@ class TestTheLibrary:
             await users.rollback()
             await users.create({"mail": "user@company.com"})
             await users.commit()
-        assert [c["after"]["mail"] for c in await changes(sessions, "user.created")] == ["user@company.com"]
+        assert [c["after"]["mail"] for c in await events(sessions, "user.created")] == ["user@company.com"]
 
     async def test_refuses_what_messages_refuse(self, sessions: SessionMaker) -> None:
         async with sessions() as session:

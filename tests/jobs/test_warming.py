@@ -32,8 +32,9 @@ from service.jobs.scheduler import Run, Scheduler
 from service.jobs.warming import warm, warm_catalog
 from service.lookup_server import LookupServer
 from service.publisher import Publisher
-from tests.builders import Desk, Direct, counted_statements, received
+from tests.builders import Desk, Direct, received
 from tests.jobs.conftest import Start
+from tests.observe import statements
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ async def test_fills_exactly_the_keys_that_lookups_read(  # noqa: PLR0917 - fixt
     await warmer.look()
     keys = set(await redis.keys("*"))
 
-    with counted_statements(engine) as sent:
+    with statements(engine) as sent:
         answers = [await lookups.answer(question) for question in asked]
 
     assert answers == expected
@@ -104,7 +105,7 @@ async def test_takes_two_statements_for_an_exchange_however_many_symbols_it_list
 ) -> None:
     await listed(direct, desk, 700)
 
-    with counted_statements(engine) as sent:
+    with statements(engine) as sent:
         filled = await warm_catalog(sessions, cache, desk.catalog.cat_ex_id)
 
     assert filled == 1 + 3 * 701

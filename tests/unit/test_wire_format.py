@@ -1,6 +1,7 @@
 """What may be said on the wire, and how it is refused."""
 
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from contracts import ErrorCode, RecordTrade, Refusal, SaveBotLog, SymbolUpdates, TradeView
 from contracts.base import decode
 from contracts.client import new_message_id
+from service.dead_letters import _without_secrets
 
 TRADE: dict[str, Any] = {
     "bot_id": 1,
@@ -174,3 +176,27 @@ class TestMessageId:
 
         assert all(message_id.version == 7 for message_id in ids)
         assert [message_id.int >> 80 for message_id in ids] == sorted(message_id.int >> 80 for message_id in ids)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"bot_id": "%s"}' % (b"x" * 1_000_000), id="a word of a megabyte"),
+        pytest.param(b'{"bot_id" %s' % (b" " * 1_000_000), id="a megabyte of spaces"),
+        pytest.param(b'{"bot_id": "%s"}' % (b"a-" * 500_000), id="a megabyte of words and hyphens"),
+        pytest.param(
+            b"{%s}" % b",".join(b'"%d":1' % (n % 90_000) for n in range(90_001)), id="many names, one of them twice"
+        ),
+        pytest.param(b"[%s]" % b",".join(b"{}" for _ in range(150_000)), id="many objects"),
+        pytest.param(b'{"bot_id": %s}' % (b"9" * 1_000_000), id="a number of a megabyte"),
+        pytest.param(b'{"bot_id": "%s"}' % (b"\\u0041" * 160_000), id="many escapes"),
+        pytest.param(b'{"message": "%s", "bot_id": 0}' % (b"key: a = " * 100_000), id="many names and values"),
+    ],
+)
+def test_a_bad_message_of_any_shape_is_read_in_no_time(body: bytes) -> None:
+    started = time.perf_counter()
+    with pytest.raises(Refusal):
+        decode(SaveBotLog, body)
+    _without_secrets(body)
+
+    assert time.perf_counter() - started < 5
