@@ -27,6 +27,8 @@ _TRANSIENT_STATES: Final = frozenset(
     {"40001", "40P01", "55P03", "25006", "42P01", "42501", "58030", "25P03", "25P04"}
 )
 
+_CHECK: Final = "23514"
+
 # What a violated constraint means to the sender: code, field and sentence.
 _CONSTRAINTS: Final[dict[str, tuple[ErrorCode, str, str]]] = {
     "uq_users_lower_mail": (ErrorCode.CONFLICT, "mail", "is taken by another user"),
@@ -120,11 +122,12 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same work can succeed later without anybody changing the message.
 
     A unique violation of the inbox is among them: the same message is being handled elsewhere at this moment, and
-    the next attempt finds its answer.
+    the next attempt finds its answer. So is a check that has no name: between choosing a partition and writing to it
+    another one was made for the row.
     """
     if isinstance(error, IntegrityError):
         constraint = constraint_of(error)
-        return constraint is not None and "inbox" in constraint
+        return sqlstate(error) == _CHECK if constraint is None else "inbox" in constraint
     if isinstance(error, DBAPIError):
         state = sqlstate(error)
         if error.connection_invalidated or state is None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from service import schema
 from service.app import StartError, serve
-from service.cli import dead_letters
+from service.cli import dead_letters, jobs
 from service.cli.check import check
 from service.cli.keys import keygen, rotate_key
 from service.config import Settings, SettingsError
@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(jobs.app, name="jobs")
 app.command()(check)
 app.command()(keygen)
 app.command(name="rotate-key")(rotate_key)

@@ -11,6 +11,7 @@ import uvloop
 from aio_pika import DeliveryMode, Message
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -44,16 +45,13 @@ def list_(
     if as_json:
         print(json.dumps([_plain(letter) for letter in letters], indent=2))
         return
-    table = Table("id", "received", "command", "code", "field", "reason", "state", title="Dead letters")
+    table = Table("id", "received", "what and why", title="Dead letters")
     for letter in letters:
+        where = f" {letter.field}" if letter.field else ""
         table.add_row(
             str(letter.dead_letter_id),
-            f"{letter.received_at:%Y-%m-%d %H:%M:%S}",
-            letter.command,
-            letter.code,
-            letter.field or "",
-            letter.reason,
-            letter.state,
+            f"{letter.received_at:%Y-%m-%d %H:%M}",
+            Text(f"{letter.command} {letter.state}: {letter.code}{where}\n{letter.reason}"),
         )
     console = Console()
     console.print(table if letters else "No dead letters.")

@@ -141,8 +141,8 @@ async def _waiting(session: AsyncSession, table: Partitioned, period: Period) ->
 async def _make(session: AsyncSession, table: Partitioned, period: Period) -> None:
     """Make a partition and move the rows into it that wait in the default one, all in one transaction.
 
-    Attaching locks the default partition only, not the table, and gives up at once rather than have others queue up
-    behind it for long.
+    It locks the default partition, not the table, and gives up at once if it would have to wait long for that, with
+    others queueing up behind it.
     """
     name, default = table.name(period), table.default
     moved = f"WITH moved AS (DELETE FROM {default} WHERE {_within(table, period)} RETURNING *)"  # noqa: S608 - of names and dates
@@ -151,6 +151,8 @@ async def _make(session: AsyncSession, table: Partitioned, period: Period) -> No
         "SET LOCAL lock_timeout = '500ms'",
         "SET LOCAL statement_timeout = '5s'",
         f"CREATE TABLE {name} (LIKE {table.table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
+        # Whoever waits here to write a row that belongs to the new partition has to try again (`is_transient`). To
+        # lock the table as well would be a deadlock with those who have read it and are going to write to it.
         f"LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE",
         f"{moved} INSERT INTO {name} SELECT * FROM moved",  # noqa: S608 - as above
         f"ALTER TABLE {table.table} ATTACH PARTITION {name} FOR VALUES {bounds}",

@@ -108,16 +108,15 @@ async def test_reaches_every_subscriber_whatever_it_listens_to(
     stale, other = (physical_name("web", key) for key in ("bot:details:1", "bot:details:2"))
     await redis.mset({stale: b"old", other: b"good"})
 
-    async with CacheInvalidator(
-        url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",)
-    ) as invalidator:
+    subscriber = CacheInvalidator(url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",))
+    async with subscriber:
         await direct.call(InvalidateCache(keys=["bot:details:1"]))
         await Relay(sessions, publisher, settings).publish_once()
         for _ in range(500):
             if not await redis.exists(stale):
                 break
             await asyncio.sleep(0.01)
-        assert invalidator.is_current
+        assert subscriber.is_current
 
     assert await redis.mget(stale, other) == [None, b"good"]
     await publisher.close()
