@@ -217,7 +217,6 @@ async def test_configure_high_performance_engine_makes_a_larger_pool(library: No
         await engine.dispose()
 
 
-@pytest.mark.manual("F10", "monitor_connection_health", differs="X20: pools count nothing invalid, so this does")
 async def test_monitor_connection_health_counts_connections(library: None) -> None:
     async with get_async_session() as session:
         await session.execute(text("SELECT 1"))
@@ -329,7 +328,6 @@ async def test_warm_symbol_cache_caches_every_symbol_of_a_catalog(market: Market
     assert reading == []
 
 
-@pytest.mark.manual("F15", "get_cache_health", differs="X49: hits and misses are this process's, not the server's")
 async def test_get_cache_health_tells_hits_and_outages(
     market: Market, relied_on: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
