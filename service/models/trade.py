@@ -79,7 +79,7 @@ class Trade(Base):
         Index(
             "ix_trades_newest_of_user_by_symbol", "uid", "symbol_id", text("timestamp DESC"), text("trade_id DESC")
         ),
-        Index(None, "order_id"),
+        Index("ix_trades_of_order", "order_id", postgresql_where=text("order_id IS NOT NULL")),
         # Trades come nearly in the order of time, so the ranges of blocks tell most of them apart.
         Index(
             "ix_trades_timestamp",

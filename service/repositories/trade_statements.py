@@ -12,7 +12,7 @@ from service.outbox import change_as_json
 # Many trades may have come in one message, and those of a program that uses the library came in none.
 _CAUSES: Final = """(
             SELECT coalesce(array_agg(DISTINCT cause) FILTER (WHERE cause IS NOT NULL), '{{}}')
-            FROM given WHERE {id} IN (SELECT {id} FROM stored)
+            FROM given WHERE ({id} IN (SELECT {id} FROM stored)) IS TRUE
         )"""
 
 RECENT_TRADES: Final = 100
@@ -63,7 +63,7 @@ WITH given AS MATERIALIZED (
     FROM stored
     HAVING count(*) > 0
 )
-SELECT position - 1 AS position, trade_id FROM given WHERE trade_id IN (SELECT trade_id FROM stored)
+SELECT position - 1 AS position, trade_id FROM given WHERE (trade_id IN (SELECT trade_id FROM stored)) IS TRUE
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 RECORD_NEW_DRY: Final = text(f"""
