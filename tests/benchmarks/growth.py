@@ -24,7 +24,8 @@ SELECT 'grown-' || n, bots[1 + n % $8], uids[1 + n % $8], accounts[1 + n % $8], 
     symbols[1 + n % $8], (ARRAY['buy', 'sell'])[1 + n % 2], 1 + n % 100, 0.001, 0.001 * (1 + n % 100),
     timestamptz '2025-01-01' + n * interval '1 second'
 FROM generate_series($1::int, $2::int) AS n,
-    (SELECT $3::int[] AS bots, $4::int[] AS uids, $5::int[] AS accounts, $6::int[] AS catalogs, $7::int[] AS symbols)
+    (SELECT $3::int[] AS bots, $4::int[] AS uids, $5::int[] AS accounts, $6::int[] AS catalogs,
+        $7::int[] AS symbols) AS owners
 """
 _LOGS = """
 INSERT INTO bot_logs (bot_id, level, message, timestamp)
