@@ -4,6 +4,7 @@ Money travels as a string and is a `Decimal` end to end. A JSON number is taken 
 than 15 significant digits: up to there a double holds it exactly enough to print the same digits again.
 """
 
+import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from math import isfinite
@@ -20,6 +21,7 @@ MAX_NUMBER_DIGITS: Final = 15
 
 _MAX_DIGITS: Final = 200
 """More than any amount has, and than a product or a mean of two has."""
+_PLAIN: Final = re.compile(r"-?[0-9]{1,38}(\.[0-9]{1,18})?").fullmatch
 _TOO_LONG: Final = "should have no more than 38 digits, 18 of them behind the point"
 
 
@@ -33,6 +35,8 @@ def significant_digits(number: Decimal) -> int:
 
 
 def _to_decimal(value: Any, info: ValidationInfo) -> Decimal:
+    if type(value) is str and _PLAIN(value):
+        return Decimal(value)  # nearly always
     number = _read(value, info)
     if not number.is_finite():
         raise ValueError("must be finite; NaN and infinity are refused")

@@ -84,8 +84,8 @@ class Service:
         )
         self._consumers = Consumers(settings)
         for lane in self._lanes:
-            self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
-        self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)
+            self._consumers.subscribe(lane.queue, lane.take, prefetch=settings.rabbitmq_prefetch)
+        self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.take, prefetch=_LOOKUP_PREFETCH)
         # Who looks at the broker must not change it: a queue declared anew would hide that it was deleted.
         self._lookout = Link(url, name="persistence-lookout")
         self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._lookout)

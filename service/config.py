@@ -123,9 +123,9 @@ class Settings(LibrarySettings):
 
     rabbitmq_heartbeat: Annotated[int, Field(ge=1, le=60)] = 5
     """Seconds; a broken link is noticed after some three of them."""
-    rabbitmq_prefetch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    rabbitmq_prefetch: Annotated[int, Field(ge=1, le=10_000)] = 1_500
     """Messages a lane holds unacknowledged."""
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 200
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Commands of a lane that are committed together at most."""
     publish_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds the broker has to confirm an event."""

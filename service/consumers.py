@@ -1,50 +1,50 @@
 """Takes commands and lookups from the broker and settles them. The one module that knows FastStream.
 
-A delivery only joins its lane's buffer. Behind it one task takes what has arrived, up to a batch, has it committed
-and acknowledges the batch in one frame. While a batch is being committed the next one collects, so batches grow with
-the load and nobody waits when there is none.
+A delivery is decoded and joins its lane's buffer. Behind it one task takes what has arrived, up to a batch, has it
+committed and acknowledges the batch in one frame. While a batch is being committed the next one collects, so batches
+grow with the load and nobody waits when there is none.
 """
 
 import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import structlog
-from aio_pika import IncomingMessage
-from aio_pika.exceptions import ChannelInvalidStateError
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link, lost_links_as_errors
 from contracts.base import Reply
-from service import tolerant_amqp
+from service import deliveries, tolerant_amqp
 from service.config import Settings
+from service.deliveries import Take
 from service.errors import is_transient, reason
-from service.executor import Executor
+from service.executor import Executor, Task
 from service.observability import BATCH_SECONDS, BATCH_SIZE, LANE_WAITING, OUTAGES
 from service.publisher import Publisher
 from service.received import Received
 
 log = structlog.get_logger()
 
+_TURNS: Final = 3
+"""How often the loop goes round until a frame that arrived has become a delivery."""
 _WATCH_SECONDS: Final = 1.0
 _GONE_SECONDS: Final = 5.0
 
-Receive = Callable[[IncomingMessage], Awaitable[None]]
-
 
 class _Delivery(NamedTuple):
-    """A message and the channel that brought it: asking the message for a channel that died is an error."""
+    """A message, decoded, and what it takes to settle it."""
 
-    message: IncomingMessage
+    task: Task
     channel: AbstractChannel
+    tag: int
 
 
 class Lane:
@@ -72,12 +72,10 @@ class Lane:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def receive(self, message: IncomingMessage) -> None:
+    def take(self, delivery: DeliveredMessage) -> None:
         """Take a delivery. Nothing is awaited, so deliveries stay in the order they came in."""
-        try:
-            self._arrived.append(_Delivery(message, message.channel))
-        except ChannelInvalidStateError:
-            return  # its channel died in this moment; it comes again on the next one
+        task = self._executor.read(read_delivery(delivery))
+        self._arrived.append(_Delivery(task, delivery.channel, delivery.delivery_tag or 0))
         self._idle.clear()
         self._not_empty.set()
 
@@ -85,6 +83,7 @@ class Lane:
         """Carry out what arrives until cancelled."""
         while True:
             await self._not_empty.wait()
+            await self._while_more_arrive()
             batch = self._take()
             if batch:
                 await self._carry_out(batch)
@@ -97,6 +96,17 @@ class Lane:
         """Return when everything taken so far is settled."""
         await self._idle.wait()
 
+    async def _while_more_arrive(self) -> None:
+        """Let the reader go on while it has something at hand: the larger a batch, the less a message costs.
+
+        Nothing is waited for; with no more at hand this is over at once.
+        """
+        arrived = 0
+        while arrived < len(self._arrived) < self._batch_size:
+            arrived = len(self._arrived)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+
     def _take(self) -> list[_Delivery]:
         size = min(len(self._arrived), self._batch_size)
         batch = [self._arrived.popleft() for _ in range(size)]
@@ -105,22 +115,22 @@ class Lane:
 
     async def _carry_out(self, batch: list[_Delivery]) -> None:
         started = time.perf_counter()
-        received = [read_delivery(delivery.message) for delivery in batch]
-        replies = await self._until_committed(received)
+        replies = await self._until_committed([delivery.task for delivery in batch])
         BATCH_SECONDS.labels(lane=self.queue).observe(time.perf_counter() - started)
         BATCH_SIZE.labels(lane=self.queue).observe(len(batch))
         self._committed()
-        for command, reply in zip(received, replies, strict=True):
-            if command.answerable is not None:
-                await self._publisher.answer(command.answerable, command.correlation_id, reply)
+        for delivery, reply in zip(batch, replies, strict=True):
+            received = delivery.task.received
+            if received.answerable is not None:
+                await self._publisher.answer(received.answerable, received.correlation_id, reply)
         await _acknowledge(batch)
 
-    async def _until_committed(self, batch: list[Received]) -> list[Reply]:
+    async def _until_committed(self, batch: list[Task]) -> list[Reply]:
         """An outage is never the messages' fault: hold them and try again until the database answers."""
         pause = 0.05
         while True:
             try:
-                replies = await self._executor.execute(batch)
+                replies = await self._executor.carry_out(batch)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -139,9 +149,9 @@ async def _acknowledge(batch: list[_Delivery]) -> None:
 
     A lane has a channel of its own and settles in order of delivery, so no other message hides behind that tag.
     """
-    last = {delivery.channel: delivery.message.delivery_tag for delivery in batch}
+    last = {delivery.channel: delivery.tag for delivery in batch}
     for channel, tag in last.items():
-        if tag is None or channel.is_closed:
+        if channel.is_closed:
             continue
         try:
             with lost_links_as_errors():
@@ -150,22 +160,34 @@ async def _acknowledge(batch: list[_Delivery]) -> None:
             log.info("acknowledgement_lost", messages=len(batch))  # redelivered, and found in the inbox
 
 
-_TEXTS: Final = (
-    *("message_id", "type", "content_type", "content_encoding"),
-    *("reply_to", "correlation_id", "user_id", "app_id"),
-)
-
-
-def read_delivery(message: IncomingMessage) -> Received:
+def read_delivery(delivery: DeliveredMessage) -> Received:
     """What a delivery says, with nothing in it that a database or a log could not hold."""
-    properties = {name: _text(value) for name in _TEXTS if (value := getattr(message, name))}
+    properties = delivery.header.properties
     return Received(
-        command=_text(message.routing_key),
-        body=message.body,
-        redelivered=bool(message.redelivered),
-        headers=_plain(dict(message.headers)),
-        **properties,
+        command=_text(delivery.routing_key),
+        body=delivery.body,
+        message_id=_text_or_none(properties.message_id),
+        type=_text_or_none(properties.message_type),
+        content_type=_text_or_none(properties.content_type),
+        content_encoding=_text_or_none(properties.content_encoding),
+        reply_to=_text_or_none(properties.reply_to),
+        correlation_id=_text_or_none(properties.correlation_id),
+        user_id=_text_or_none(properties.user_id),
+        app_id=_text_or_none(properties.app_id),
+        redelivered=bool(delivery.redelivered),
+        headers=_headers(properties.headers),
     )
+
+
+def _headers(headers: dict[str, Any] | None) -> dict[str, Any]:
+    if not headers or (len(headers) == 1 and type(headers.get("schema_version")) is int):
+        return headers or {}  # nearly always
+    plain: dict[str, Any] = _plain(headers)
+    return plain
+
+
+def _text_or_none(value: Any) -> str | None:
+    return _text(value) if value else None
 
 
 def _text(value: Any) -> str:
@@ -199,6 +221,7 @@ class Consumers:
 
     def __init__(self, settings: Settings) -> None:
         tolerant_amqp.install()
+        deliveries.install()
         self._broker = RabbitBroker(
             settings.rabbitmq_url.get_secret_value(),
             client_properties={"heartbeat": settings.rabbitmq_heartbeat},
@@ -212,8 +235,8 @@ class Consumers:
         )
         self._subscribers: dict[str, RabbitSubscriber] = {}
 
-    def subscribe(self, queue: str, receive: Receive, *, prefetch: int) -> None:
-        """Have ``receive`` called with each delivery of a queue that exists, on a channel of its own."""
+    def subscribe(self, queue: str, take: Take, *, prefetch: int) -> None:
+        """Have ``take`` called with each delivery of a queue that exists, on a channel of its own."""
         subscriber = self._broker.subscriber(
             RabbitQueue(queue, declare=False, durable=True),
             channel=Channel(prefetch_count=prefetch),
@@ -222,7 +245,7 @@ class Consumers:
         subscriber(_never_called)
         # FastStream would run its whole pipeline per message (middlewares, context, dependency injection). A lane
         # needs none of it: deliveries go straight to it, while FastStream keeps connection, channel and subscription.
-        subscriber.consume = receive  # type: ignore[method-assign, assignment]
+        subscriber.consume = deliveries.subscription(take)  # type: ignore[method-assign, assignment]
         self._subscribers[queue] = subscriber
 
     async def start(self) -> None:

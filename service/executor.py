@@ -6,8 +6,8 @@ Nothing here knows the broker. The transaction is opened and committed in `Execu
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import partial
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -35,9 +35,12 @@ REPLAY_HEADER = "x-replay"
 """Set by ``persistence dead-letters replay``: carry out a message although it was refused before."""
 
 
+_DONE: Final = Reply(ok=True)
+
+
 @dataclass
-class _Task:
-    """A message with what reading it came to."""
+class Task:
+    """A message with what reading it came to; `Executor.read` makes it."""
 
     received: Received
     message_id: UUID | None = None
@@ -51,7 +54,7 @@ class _Task:
         assert self.message_id is not None  # noqa: S101 - who asks has seen that it has
         return self.message_id
 
-    @cached_property
+    @property
     def payload_hash(self) -> bytes:
         return inbox.payload_hash(self.received.command, self.received.body)
 
@@ -73,12 +76,27 @@ class Executor:
         self._require_user = require_user
 
     async def execute(self, batch: Sequence[Received]) -> list[Reply]:
-        """Carry out ``batch`` in order and commit it; gives a reply for each message.
+        """Read and carry out a batch."""
+        return await self.carry_out([self.read(received) for received in batch])
+
+    def read(self, received: Received) -> Task:
+        """Decode a message, which needs no server, so it can be done while another batch is being committed."""
+        task = Task(received)
+        try:
+            task.message_id = received.identity()
+            task.request = received.read_as(COMMAND_TYPES, require_user=self._require_user)
+        except Refusal as refusal:
+            task.refusal = refusal
+        except Exception as error:  # noqa: BLE001 - whatever a body makes of the decoder, it is one message's matter
+            task.refusal = _defect(received, error)
+        return task
+
+    async def carry_out(self, tasks: Sequence[Task]) -> list[Reply]:
+        """Carry out messages in order and commit them together; gives a reply for each.
 
         A message that cannot succeed becomes a dead letter in the same commit as its neighbours' effects. Raises
         only what `is_transient`; nothing is committed then, and the same batch may be tried again.
         """
-        tasks = [self._read(received) for received in batch]
         try:
             return await self._attempt(tasks)
         except Exception as error:
@@ -86,7 +104,7 @@ class Executor:
                 raise
             return await self._one_by_one(tasks, error)
 
-    async def _one_by_one(self, tasks: list[_Task], error: Exception) -> list[Reply]:
+    async def _one_by_one(self, tasks: Sequence[Task], error: Exception) -> list[Reply]:
         """The commit itself failed, so no savepoint could tell whose fault it was: commit each alone."""
         if len(tasks) > 1:
             return [reply for task in tasks for reply in await self.execute([task.received])]
@@ -94,16 +112,7 @@ class Executor:
         task.refusal = refusal_for(error) or _defect(task.received, error)
         return await self._attempt(tasks)
 
-    def _read(self, received: Received) -> _Task:
-        task = _Task(received)
-        try:
-            task.message_id = received.identity()
-            task.request = received.read_as(COMMAND_TYPES, require_user=self._require_user)
-        except Refusal as refusal:
-            task.refusal = refusal
-        return task
-
-    async def _attempt(self, tasks: Sequence[_Task]) -> list[Reply]:
+    async def _attempt(self, tasks: Sequence[Task]) -> list[Reply]:
         # The one transaction: effects, events, inbox and dead letters of the whole batch, or nothing.
         async with self._sessions.begin() as session:
             ids = {task.message_id for task in tasks if task.message_id is not None}
@@ -113,11 +122,11 @@ class Executor:
             attempt = _Attempt(session, self._handlers, known, token)
             for task in tasks:
                 await attempt.take(task)
-            await attempt.carry_out_run()
+            await attempt.carry_out_runs()
             await inbox.remember(session, attempt.handled)
         return _report(tasks)
 
-    async def _judge_senders(self, session: AsyncSession, tasks: Sequence[_Task]) -> None:
+    async def _judge_senders(self, session: AsyncSession, tasks: Sequence[Task]) -> None:
         read = [(task, task.request) for task in tasks if task.request is not None]
         refusals = await self._senders.judge(session, [(task.received.user_id, request) for task, request in read])
         for (task, _), refusal in zip(read, refusals, strict=True):
@@ -140,29 +149,26 @@ class _Attempt:
         self._handlers = handlers
         self._known = known
         self._token = token
-        self._run: list[_Task] = []
-        """Commands of one type, next to each other in the batch, that are carried out together."""
+        self._runs: dict[type[Command[Any]], list[Task]] = {}
+        """Commands of a type that are carried out together, by type, in the order in which the types came up."""
         self._running: set[UUID] = set()
         self.handled: list[Handled] = []
         """What the inbox has to remember."""
 
-    async def take(self, task: _Task) -> None:
-        """Carry out ``task`` after all before it, at once or together with its neighbours."""
-        if self._run and (
-            type(self._run[0].request) is not type(task.request)
-            or task.message_id in self._running
-            or len(self._run) == MAX_CHANGES_PER_EVENT
-        ):
-            await self.carry_out_run()
-        # Asked only now: the run may have carried out the very same message, sent twice.
+    async def take(self, task: Task) -> None:
+        """Carry out ``task`` after all before it that it may depend on, at once or together with its like."""
+        run = self._runs.get(type(task.request), ())  # type: ignore[arg-type]
+        if task.message_id in self._running or len(run) == MAX_CHANGES_PER_EVENT:
+            await self.carry_out_runs()
+        # Asked only now: the runs may have carried out the very same message, sent twice.
         if self._can_run(task):
-            self._run.append(task)
+            self._runs.setdefault(type(task.request), []).append(task)  # type: ignore[arg-type]
             self._running.add(task.identity)
         else:
-            await self.carry_out_run()
+            await self.carry_out_runs()
             await self._carry_out(task)
 
-    def _can_run(self, task: _Task) -> bool:
+    def _can_run(self, task: Task) -> bool:
         """Whether it is a command whose handler takes many, and nobody waits for its answer."""
         return (
             isinstance(task.request, Command)
@@ -171,22 +177,31 @@ class _Attempt:
             and self._handlers[type(task.request)].many is not None
         )
 
-    async def carry_out_run(self) -> None:
-        """Carry out the run with one call, then one by one what that left over."""
-        run, self._run, self._running = self._run, [], set()
-        made = await self._carry_out_many(run) if len(run) > 1 else {}
-        for position, task in enumerate(run):
-            if position in made:
-                task.reply = Reply(ok=True)
-                handled = Handled(
-                    task.identity, task.received.command, task.payload_hash, refused=False, row_id=made[position]
-                )
-                self._known[task.identity] = handled
-                self.handled.append(handled)
-            else:
-                await self._carry_out(task)
+    async def carry_out_runs(self) -> None:
+        """Carry out each run with one call, then one by one what that left over."""
+        runs, self._runs, self._running = self._runs, {}, set()
+        for run in runs.values():
+            made = await self._carry_out_many(run)
+            for position, task in enumerate(run):
+                if position in made:
+                    self._note(task, made[position])
+                else:
+                    await self._carry_out(task)
 
-    async def _carry_out_many(self, run: list[_Task]) -> Mapping[int, int]:
+    def _note(self, task: Task, made: Any) -> None:
+        """What one of many came to: the id of the row it made, or its answer."""
+        done = partial(Handled, task.identity, task.received.command, task.payload_hash, refused=False)
+        if isinstance(made, int):
+            task.reply = _DONE
+            handled = done(row_id=made)
+        else:
+            assert isinstance(task.request, Command)  # noqa: S101 - `_can_run` saw it
+            task.reply = _answered(task.request, made, self._token)
+            handled = done(reply=task.reply.model_dump(mode="json"))
+        self._known[task.identity] = handled
+        self.handled.append(handled)
+
+    async def _carry_out_many(self, run: list[Task]) -> Mapping[int, Any]:
         many = self._handlers[type(run[0].request)].many  # type: ignore[index]
         assert many is not None  # noqa: S101 - `_can_run` saw it
         commands = [task.request for task in run]
@@ -201,7 +216,7 @@ class _Attempt:
             log.warning("batch_taken_apart", command=run[0].received.command, size=len(run), error=reason(error))
             return {}
 
-    async def _carry_out(self, task: _Task) -> None:
+    async def _carry_out(self, task: Task) -> None:
         received = task.received
         set_cause(self._session, task.message_id)
         before = self._known.get(task.message_id) if task.message_id is not None else None
@@ -231,7 +246,7 @@ class _Attempt:
         else:
             self.handled.append(handled)
 
-    async def _repeated(self, task: _Task, before: Handled) -> Reply:
+    async def _repeated(self, task: Task, before: Handled) -> Reply:
         """The answer the message got the first time, or would have got had somebody asked."""
         first = Reply(ok=True)
         if before.reply is not None:
@@ -244,7 +259,7 @@ class _Attempt:
                 first = _answered(task.request, row, None)
         return first.model_copy(update={"meta": first.meta.model_copy(update={"duplicate": True})})
 
-    async def _effect(self, task: _Task) -> Reply | Refusal:
+    async def _effect(self, task: Task) -> Reply | Refusal:
         """What the handler answers, or why it does not; a failure takes back what the handler did, and no more."""
         if task.refusal is not None:
             return task.refusal
@@ -286,7 +301,7 @@ def _defect(received: Received, error: BaseException) -> Refusal:
     return Refusal(ErrorCode.INTERNAL, "the service failed on this message; its log says where")
 
 
-def _report(tasks: Sequence[_Task]) -> list[Reply]:
+def _report(tasks: Sequence[Task]) -> list[Reply]:
     """The replies of a committed batch, counted and, where they are refusals, logged."""
     outcomes: Counter[tuple[str, str]] = Counter()
     replies = []

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import structlog
-from aio_pika import IncomingMessage
+from aiormq.abc import DeliveredMessage
 
 from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 _AT_ONCE: Final = 100
 """Lookups that may be at the database at the same time; more would only wait for its connections."""
+_OPEN_AT_MOST: Final = 1_000
+"""Lookups that may be taken before some of them are answered."""
 
 
 class LookupServer:
@@ -57,25 +59,42 @@ class LookupServer:
         self._require_user = require_user
         self._senders = senders or Senders()
         self._loading = asyncio.Semaphore(_AT_ONCE)
-        self._open = 0
+        self._open: set[asyncio.Task[None]] = set()
+        self._newest: DeliveredMessage | None = None
+        self._settling: asyncio.Task[None] | None = None
 
-    async def receive(self, message: IncomingMessage) -> None:
-        """Answer one delivery. It is acknowledged first: a lookup that gets lost is asked again."""
-        self._open += 1
-        try:
+    def take(self, delivery: DeliveredMessage) -> None:
+        """Begin to answer a delivery. Nothing is awaited."""
+        self._newest = delivery
+        answering = asyncio.create_task(self._answer(read_delivery(delivery)))
+        self._open.add(answering)
+        answering.add_done_callback(self._open.discard)
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        """Acknowledge all that was taken, in one frame for what arrived together.
+
+        That is before it is answered, since a lookup that gets lost is asked again; but not while so many are open
+        that taking more would only pile them up.
+        """
+        settled = None
+        while (newest := self._newest) is not settled and newest is not None:
+            while len(self._open) > _OPEN_AT_MOST:
+                await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED)
             with suppress(*BROKEN_LINK), lost_links_as_errors():
-                await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
-            received = read_delivery(message)
-            reply = await self.reply(received)
-            if received.answerable is not None:
-                await self._publisher.answer(received.answerable, received.correlation_id, reply)
-        finally:
-            self._open -= 1
+                await newest.channel.basic_ack(newest.delivery_tag or 0, multiple=True, wait=False)
+            settled = newest
+
+    async def _answer(self, received: Received) -> None:
+        reply = await self.reply(received)
+        if received.answerable is not None:
+            await self._publisher.answer(received.answerable, received.correlation_id, reply)
 
     async def finish(self) -> None:
         """Return when every lookup taken so far is answered."""
-        while self._open:  # noqa: ASYNC110 - for a shutdown a short poll is enough
-            await asyncio.sleep(0.01)
+        while self._open:
+            await asyncio.wait(self._open)
 
     async def reply(self, received: Received) -> bytes:
         """The reply to a question, whatever becomes of it."""

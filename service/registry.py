@@ -21,7 +21,7 @@ class Existing(Generic[R]):
 
 
 One = Callable[[Any, UnitOfWork], Awaitable[Any]]
-Many = Callable[[Sequence[Any], Sequence[UUID], UnitOfWork], Awaitable[Mapping[int, int]]]
+Many = Callable[[Sequence[Any], Sequence[UUID], UnitOfWork], Awaitable[Mapping[int, Any]]]
 Recall = Callable[[int, UnitOfWork], Awaitable[Any]]
 """Gives None for a row that is gone by now."""
 
@@ -80,13 +80,16 @@ class CommandTable:
 
         return register
 
-    def handles_many(self, command: type[Command[Any]], *, recall: Recall) -> Callable[[Many], Many]:
+    def handles_many(self, command: type[Command[Any]], *, recall: Recall | None = None) -> Callable[[Many], Many]:
         """Register a function that carries out many commands at once that nobody waits for an answer to.
 
-        It is given the commands, their message ids and the unit of work, and gives the id of the row each made, by
-        its position. Those it left alone because they are not plain (known before, wrong, or anything else that has
-        to be told apart) go to the handler for one, which alone knows how to refuse. Should somebody ask for an
-        answer later, ``recall`` makes it out of the row.
+        It is given the commands, their message ids and the unit of work, and gives by its position what the handler
+        for one would have answered; or, of rows that never change, the id, out of which ``recall`` makes the answer
+        should somebody ask for it later. Those it left alone because they are not plain (known before, wrong, or
+        anything else that has to be told apart) go to the handler for one, which alone knows how to refuse.
+
+        Commands of different types that are handled so must not depend on each other: those of one type keep their
+        order, but all of a type are carried out before those of the next.
         """
 
         def register(handler: Many) -> Many:

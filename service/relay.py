@@ -7,14 +7,14 @@ between the last two publishes the same events again, under the same ids and in 
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Row, delete, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Row, Uuid, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.amqp import BROKEN_LINK
@@ -22,13 +22,38 @@ from service import lease, outbox
 from service.config import Settings
 from service.database import SessionMaker
 from service.errors import is_transient
-from service.models import EventStream, Lease, OutboxEvent
+from service.models import EventStream
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
 from service.publisher import Publication, Publisher
 
 log = structlog.get_logger()
 
 _LEASE = "relay"
+_BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+"""What the events that are read at once may say together, so that a backlog does not fill the memory."""
+
+# Lists go out as JSON, so they are read as JSON.
+_OLDEST: Final = text("""
+SELECT id, event_id, type, transaction_id, occurred_at, changes,
+    CAST(to_json(causation_ids) AS text) AS causation_ids, CAST(to_json(stale_keys) AS text) AS stale_keys,
+    clock_timestamp() - occurred_at AS age
+FROM (
+    SELECT id, sum(octet_length(changes)) OVER (ORDER BY id) - octet_length(changes) AS bytes_before
+    FROM (SELECT id, changes FROM outbox ORDER BY id LIMIT :rows) AS first
+) AS few
+JOIN outbox USING (id)
+WHERE bytes_before < :bytes AND EXISTS (
+    SELECT FROM leases WHERE name = 'relay' AND holder = :holder AND expires_at > clock_timestamp()
+)
+ORDER BY id
+""").bindparams(bindparam("holder", type_=Uuid()))
+_DELETE: Final = text("""
+WITH gone AS (DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[])))
+INSERT INTO event_streams (type, sequence)
+SELECT * FROM unnest(CAST(:types AS text[]), CAST(:numbers AS bigint[]))
+WHERE EXISTS (SELECT FROM leases WHERE name = 'relay' AND term = :term)
+ON CONFLICT (type) DO UPDATE SET sequence = excluded.sequence
+""")
 
 
 class Relay:
@@ -75,14 +100,11 @@ class Relay:
 
     async def publish_once(self) -> int:
         """Publish the oldest events there are, up to a batch; gives their number, 0 too for who has no lease."""
-        async with self._sessions.begin() as session:
-            if time.monotonic() >= self._renew_at:
-                await self._renew(session)
-            if self._term is None:
-                self.lag = await outbox.lag(session)
-                return 0
-            if self._sequences is None:
-                self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
+        if time.monotonic() >= self._renew_at or self._sequences is None:
+            await self._prepare()
+        if self._term is None or self._sequences is None:
+            return 0
+        async with self._single_statement() as session:
             rows = await _oldest(session, self._holder, self._batch)
         self.lag = rows[0].age.total_seconds() if rows else 0.0
         OUTBOX_LAG.set(self.lag)
@@ -90,13 +112,29 @@ class Relay:
             return 0
         sequences = dict(self._sequences)
         await self._publisher.publish_events([_publication(row, sequences) for row in rows])
-        async with self._sessions.begin() as session:
-            await session.execute(delete(OutboxEvent).where(OutboxEvent.id.in_([row.id for row in rows])))
-            await _keep_sequences(session, {row.type: sequences[row.type] for row in rows}, self._term)
+        async with self._single_statement() as session:
+            await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, self._term)
         self._sequences = sequences
         for row in rows:
             EVENTS_PUBLISHED.labels(type=row.type).inc()
         return len(rows)
+
+    @asynccontextmanager
+    async def _single_statement(self) -> AsyncIterator[AsyncSession]:
+        """For a statement that is a transaction by itself: without round trips to begin and to commit it."""
+        async with self._sessions() as session:
+            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            yield session
+
+    async def _prepare(self) -> None:
+        """Hold the lease, and know the last numbers given."""
+        async with self._sessions.begin() as session:
+            if time.monotonic() >= self._renew_at:
+                await self._renew(session)
+            if self._term is None:
+                self.lag = await outbox.lag(session)
+            elif self._sequences is None:
+                self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
 
     async def release(self) -> None:
         """Let another instance take over at once instead of after the lease has run out."""
@@ -116,19 +154,7 @@ class Relay:
 
 async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[Row[Any]]:
     """The first rows, as long as ``holder`` has the lease: who was asleep while another took over gets none."""
-    columns = (
-        OutboxEvent.id,
-        OutboxEvent.event_id,
-        OutboxEvent.type,
-        OutboxEvent.transaction_id,
-        OutboxEvent.occurred_at,
-        OutboxEvent.causation_ids,
-        OutboxEvent.changes,
-        OutboxEvent.stale_keys,
-        (func.clock_timestamp() - OutboxEvent.occurred_at).label("age"),
-    )
-    is_held = lease.is_held(_LEASE, holder)
-    return (await session.execute(select(*columns).where(is_held).order_by(OutboxEvent.id).limit(limit))).all()
+    return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()
 
 
 def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
@@ -139,20 +165,15 @@ def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
         "sequence": sequences[row.type],
         "occurred_at": row.occurred_at.isoformat(),
         "transaction": str(row.transaction_id),
-        "causation_ids": [str(UUID(str(cause))) for cause in row.causation_ids],
-        "stale_keys": row.stale_keys,
     }
-    # The changes were serialized once, when they were made; they go out as they are.
-    body = f'{json.dumps(head, separators=(",", ":"), ensure_ascii=False)[:-1]},"changes":{row.changes}}}'
+    # The lists come as JSON, and the changes were serialized once, when they were made; they go out as they are.
+    lists = f'"causation_ids":{row.causation_ids},"stale_keys":{row.stale_keys},"changes":{row.changes}'
+    body = f"{json.dumps(head, separators=(',', ':'))[:-1]},{lists}}}"
     return Publication(row.event_id, row.type, row.occurred_at, body.encode())
 
 
-async def _keep_sequences(session: AsyncSession, sequences: dict[str, int], term: int | None) -> None:
-    """Note the last numbers given, unless another instance has taken over and gives them now."""
-    is_ours = select(text("1")).where(Lease.name == _LEASE, Lease.term == term).select_from(Lease)
-    if await session.scalar(is_ours) is None:
-        return
-    statement = insert(EventStream).values([{"type": kind, "sequence": n} for kind, n in sorted(sequences.items())])
-    await session.execute(
-        statement.on_conflict_do_update(index_elements=["type"], set_={"sequence": statement.excluded.sequence})
-    )
+async def _delete(session: AsyncSession, rows: Sequence[Row[Any]], sequences: dict[str, int], term: int) -> None:
+    """Forget what was published, and note the last numbers given, unless another instance gives them now."""
+    types, numbers = zip(*sorted(sequences.items()), strict=True)
+    ids = [row.id for row in rows]
+    await session.execute(_DELETE, {"ids": ids, "types": list(types), "numbers": list(numbers), "term": term})

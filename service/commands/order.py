@@ -1,5 +1,8 @@
 """Commands about orders."""
 
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
 from contracts.order import (
     CancelledOrders,
     CancelOpenOrders,
@@ -43,6 +46,14 @@ async def update_order_status(command: UpdateOrderStatus, work: UnitOfWork) -> O
     )
     view = OrderView.model_validate(order)
     return view if changed else Existing(view)
+
+
+@handlers.handles_many(UpdateOrderStatus)
+async def update_order_statuses(
+    commands: Sequence[UpdateOrderStatus], causes: Sequence[UUID], work: UnitOfWork
+) -> Mapping[int, OrderView | Existing[OrderView]]:
+    outcomes = await work.orders.update_statuses(commands, causes)
+    return {place: order if changed else Existing(order) for place, (order, changed) in outcomes.items()}
 
 
 @handlers.handles(FillOrder)

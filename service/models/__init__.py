@@ -11,7 +11,7 @@ from service.models.simulation import Simulation
 from service.models.strategy import CatStrategy, CatStrategyParam, Strategy, StrategyParam
 from service.models.symbol import Symbol
 from service.models.tick import Tick
-from service.models.trade import DryTrade, Trade
+from service.models.trade import DryTrade, Trade, TradeTotals
 from service.models.user import RoleEnum, User
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "Symbol",
     "Tick",
     "Trade",
+    "TradeTotals",
     "User",
 ]

@@ -7,10 +7,12 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Constraint,
+    ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
+    SmallInteger,
     String,
     func,
     text,
@@ -91,7 +93,7 @@ class Trade(Execution, Base):
         Index(
             "ix_trades_newest_of_user_by_symbol", "uid", "symbol_id", text("timestamp DESC"), text("trade_id DESC")
         ),
-        Index(None, "order_id"),
+        Index("ix_trades_of_order", "order_id", postgresql_where=text("order_id IS NOT NULL")),
         # Trades come nearly in the order of time, so the ranges of blocks tell most of them apart.
         Index(
             "ix_trades_timestamp",
@@ -100,6 +102,28 @@ class Trade(Execution, Base):
             postgresql_with={"pages_per_range": 32, "autosummarize": True},
         ),
     )
+
+
+class TradeTotals(Base):
+    """What a user's trades add up to, kept by triggers in the transaction that stores, changes or deletes them.
+
+    The sum over a user's parts is what counts; which part a connection writes to is its own matter.
+    """
+
+    __tablename__ = "trade_totals"
+
+    uid: Mapped[int] = mapped_column(ForeignKey("users.uid", ondelete="CASCADE"), primary_key=True)
+    part: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    trades: Mapped[int] = mapped_column(BigInteger)
+    size: Mapped[Decimal]
+    price: Mapped[Decimal]
+    """The sum of the prices, for their plain mean."""
+    cost: Mapped[Decimal]
+    bought: Mapped[Decimal]
+    sold: Mapped[Decimal]
+
+    # Rows that change all the time have room for their next version beside them.
+    __table_args__ = ({"postgresql_with": {"fillfactor": 50}},)
 
 
 class DryTrade(Execution, Base):

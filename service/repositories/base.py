@@ -230,7 +230,7 @@ def in_utc(instant: datetime) -> datetime:
     return instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
 
 
-def differing(row: Base, values: dict[str, Any]) -> list[str]:
+def differing(row: Any, values: dict[str, Any]) -> list[str]:
     """Names of the columns in which ``row`` is not what ``values`` say; amounts are compared as numbers."""
     return [name for name, value in values.items() if getattr(row, name) != value]
 

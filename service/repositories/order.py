@@ -1,19 +1,20 @@
 """Orders in the database."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Any, ClassVar, Final
+from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select, update
+from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
-from contracts.order import OrderCreated, OrderStatusChanged, OrderView
+from contracts.order import OrderCreated, OrderStatusChanged, OrderView, UpdateOrderStatus
 from service.cursor import behind
 from service.models import OPEN_STATUSES, Bot, Order, Trade
-from service.outbox import record
+from service.outbox import record, set_cause
 from service.repositories.base import BaseRepository, check_version, differing, exact, in_utc
 from service.repositories.ownership import Parties, catalog_of
 from service.repositories.trade import TradeRepository
@@ -31,6 +32,23 @@ _CHANGING: Final = frozenset({"status", "ex_order_id", "filled_size", "avg_fill_
 # Wide enough for the product of two amounts of 38 digits.
 _EXACT: Final = Context(prec=80)
 _FINEST_PRICE: Final = Decimal("1e-18")
+
+
+_MOVES: Final = {"status", "ex_order_id", "filled_size", "avg_fill_price", "reason"}
+"""What an order's way through its statuses may change."""
+_MOVED: Final = ("order_id", "row_version", *sorted(_MOVES))
+_MOVE_MANY: Final = text("""
+UPDATE orders SET row_version = moved.row_version, avg_fill_price = moved.avg_fill_price,
+    ex_order_id = moved.ex_order_id, filled_size = moved.filled_size, reason = moved.reason, status = moved.status,
+    leased_by = CASE WHEN orders.status = moved.status THEN leased_by END,
+    leased_until = CASE WHEN orders.status = moved.status THEN leased_until END,
+    updated_at = now()
+FROM unnest(
+    CAST(:order_id AS bigint[]), CAST(:row_version AS int[]), CAST(:avg_fill_price AS numeric[]),
+    CAST(:ex_order_id AS text[]), CAST(:filled_size AS numeric[]), CAST(:reason AS text[]), CAST(:status AS text[])
+) AS moved (order_id, row_version, avg_fill_price, ex_order_id, filled_size, reason, status)
+WHERE orders.order_id = moved.order_id
+""")
 
 
 class OrderRepository(BaseRepository[Order]):
@@ -102,21 +120,6 @@ class OrderRepository(BaseRepository[Order]):
         ``conflict`` if the order has another ``ex_order_id`` or is not at ``expected_version``.
         """
         order = await self._locked(order_id, "order_id")
-        check_version(order, expected_version)
-        if status != order.status and status not in _NEXT.get(order.status, frozenset()):
-            raise Refusal(
-                ErrorCode.INVALID_TRANSITION, f"a {order.status} order cannot become {status}", field="status"
-            )
-        if ex_order_id is not None and order.ex_order_id not in (None, ex_order_id):
-            raise Refusal(ErrorCode.CONFLICT, f"the order has {order.ex_order_id!r}", field="ex_order_id")
-        if filled_size is not None and filled_size > order.size:
-            raise Refusal(ErrorCode.VALIDATION, f"is more than the order's size {order.size:f}", field="filled_size")
-        if filled_size is not None and filled_size < order.filled_size:
-            raise Refusal(
-                ErrorCode.INVALID_TRANSITION,
-                f"is less than the {order.filled_size:f} filled before",
-                field="filled_size",
-            )
         said = {
             "status": status,
             "ex_order_id": ex_order_id,
@@ -124,8 +127,64 @@ class OrderRepository(BaseRepository[Order]):
             "avg_fill_price": avg_fill_price,
             "reason": reason,
         }
-        values = {name: value for name, value in exact(said).items() if value is not None}
-        return order, await self._move(order, values)
+        return order, await self._move(order, _next_of(order, exact(said), expected_version))
+
+    async def update_statuses(
+        self, commands: Sequence[UpdateOrderStatus], causes: Sequence[UUID]
+    ) -> dict[int, tuple[OrderView, bool]]:
+        """Carry out those of ``commands`` that are in order as `update_status` would, in three statements.
+
+        Gives what each of these left behind and whether it changed anything, by its position. What it leaves alone
+        would be refused, or comes after such a one and must not overtake it.
+        """
+        order_ids = await self._named_by(commands)
+        columns = [Order.__table__.c[name] for name in OrderView.model_fields]
+        locked = await self.session.execute(
+            select(*columns)
+            .where(Order.order_id == any_(literal([i for i in order_ids if i is not None], ARRAY(BigInteger))))
+            # In the order of their ids, so that two that lock the same orders wait for each other.
+            .order_by(Order.order_id)
+            .with_for_update(key_share=True)
+        )
+        orders = {row.order_id: OrderView.model_validate(row) for row in locked}
+        outcomes: dict[int, tuple[OrderView, bool]] = {}
+        changed: dict[int, OrderView] = {}
+        refused: set[int] = set()
+        for place, (command, order_id) in enumerate(zip(commands, order_ids, strict=True)):
+            if order_id is None or order_id not in orders:
+                break  # an order that a command before this one may just have given this name
+            before = orders[order_id]
+            try:
+                values = _next_of(before, command.model_dump(include=_MOVES), command.expected_version)
+            except Refusal:
+                refused.add(order_id)
+            if order_id in refused:
+                continue
+            if not differing(before, values):
+                outcomes[place] = before, False
+                continue
+            after = before.model_copy(update=values | {"row_version": before.row_version + 1})
+            set_cause(self.session, causes[place])
+            record(self.session, OrderStatusChanged, before=before, after=after)
+            orders[order_id] = changed[order_id] = after
+            outcomes[place] = after, True
+        if changed:
+            rows = [[getattr(order, name) for order in changed.values()] for name in _MOVED]
+            await self.session.execute(_MOVE_MANY, dict(zip(_MOVED, rows, strict=True)))
+        return outcomes
+
+    async def _named_by(self, commands: Sequence[UpdateOrderStatus]) -> list[int | None]:
+        """The id of the order that each command is about, as far as it is known."""
+        names = {(command.ex_id, command.ex_order_id) for command in commands if command.order_id is None}
+        known: dict[tuple[Any, Any], int] = {}
+        if names:
+            found = select(Order.ex_id, Order.ex_order_id, Order.order_id)
+            rows = await self.session.execute(found.where(tuple_(Order.ex_id, Order.ex_order_id).in_(names)))
+            known = {(ex_id, ex_order_id): order_id for ex_id, ex_order_id, order_id in rows}
+        return [
+            command.order_id if command.order_id is not None else known.get((command.ex_id, command.ex_order_id))
+            for command in commands
+        ]
 
     async def _move(self, order: Order, values: dict[str, Any]) -> bool:
         """Whether ``values`` changed the locked order."""
@@ -384,6 +443,24 @@ class OrderRepository(BaseRepository[Order]):
                 .limit(limit)
             )
         )
+
+
+def _next_of(order: Order | OrderView, said: dict[str, Any], expected_version: int | None) -> dict[str, Any]:
+    """What is ``said`` of an order, if it can follow on what the order is now."""
+    check_version(order, expected_version)
+    values = {name: value for name, value in said.items() if value is not None}
+    status, filled = values["status"], values.get("filled_size")
+    if status != order.status and status not in _NEXT.get(order.status, frozenset()):
+        raise Refusal(ErrorCode.INVALID_TRANSITION, f"a {order.status} order cannot become {status}", field="status")
+    if "ex_order_id" in values and order.ex_order_id not in (None, values["ex_order_id"]):
+        raise Refusal(ErrorCode.CONFLICT, f"the order has {order.ex_order_id!r}", field="ex_order_id")
+    if filled is not None and filled > order.size:
+        raise Refusal(ErrorCode.VALIDATION, f"is more than the order's size {order.size:f}", field="filled_size")
+    if filled is not None and filled < order.filled_size:
+        raise Refusal(
+            ErrorCode.INVALID_TRANSITION, f"is less than the {order.filled_size:f} filled before", field="filled_size"
+        )
+    return values
 
 
 def _filled(order: Order, filled: Decimal, paid: Decimal, ex_order_id: str | None) -> dict[str, Any]:

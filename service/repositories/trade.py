@@ -39,6 +39,7 @@ from service.repositories.trade_statements import (
     RECORD_NEW_DRY,
     bot_stats,
     price_stats,
+    user_count,
     user_stats,
     user_summary,
 )
@@ -402,7 +403,7 @@ class TradeRepository(BaseRepository[Trade]):
 
         With a ``cursor`` it is the page behind the one that gave it, whatever ``page`` says.
         """
-        total = await self.session.scalar(select(func.count()).where(Trade.uid == uid))
+        total = await self.session.scalar(user_count(uid))
         offset = (page - 1) * page_size if cursor is None else 0
         trades = self._newest(cursor).where(Trade.uid == uid).limit(page_size).offset(offset)
         return TradePage(list(await self.session.scalars(trades)), page, page_size, total or 0)

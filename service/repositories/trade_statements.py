@@ -3,16 +3,16 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Double, Select, case, cast, func, select, text, true
+from sqlalchemy import BigInteger, Double, Select, case, cast, func, select, text, true
 
 from contracts.trade import DryTradeRecorded, TradeRecorded
-from service.models import Bot, DryTrade, Trade, User
+from service.models import Bot, DryTrade, Trade, TradeTotals, User
 from service.outbox import change_as_json
 
 # Many trades may have come in one message, and those of a program that uses the library came in none.
 _CAUSES: Final = """(
             SELECT coalesce(array_agg(DISTINCT cause) FILTER (WHERE cause IS NOT NULL), '{{}}')
-            FROM given WHERE {id} IN (SELECT {id} FROM stored)
+            FROM given WHERE ({id} IN (SELECT {id} FROM stored)) IS TRUE
         )"""
 
 RECENT_TRADES: Final = 100
@@ -63,7 +63,7 @@ WITH given AS MATERIALIZED (
     FROM stored
     HAVING count(*) > 0
 )
-SELECT position - 1 AS position, trade_id FROM given WHERE trade_id IN (SELECT trade_id FROM stored)
+SELECT position - 1 AS position, trade_id FROM given WHERE (trade_id IN (SELECT trade_id FROM stored)) IS TRUE
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 RECORD_NEW_DRY: Final = text(f"""
@@ -121,8 +121,26 @@ def _totals(model: type[Trade | DryTrade]) -> list[Any]:
 
 
 def user_stats(uid: int) -> Select[*tuple[Any, ...]]:
-    """Count, volumes and prices over all trades of a user."""
-    return select(*_totals(Trade)).where(Trade.uid == uid)
+    """Count, volumes and prices over all trades of a user, from what is kept of them."""
+    kept = TradeTotals
+    return select(
+        _sum(kept.trades).cast(BigInteger).label("total_trades"),
+        _sum(kept.cost).label("total_volume"),
+        func.coalesce(func.sum(kept.price) / func.nullif(func.sum(kept.trades), 0), 0).label("average_price"),
+        func.coalesce(func.sum(kept.cost) / func.nullif(func.sum(kept.size), 0), 0).label("vwap"),
+        _sum(kept.bought).label("buy_volume"),
+        _sum(kept.sold).label("sell_volume"),
+        (_sum(kept.bought) - _sum(kept.sold)).label("net_volume"),
+    ).where(kept.uid == uid)
+
+
+def user_count(uid: int) -> Select[int]:
+    """How many trades a user has."""
+    return select(_sum(TradeTotals.trades).cast(BigInteger)).where(TradeTotals.uid == uid)
+
+
+def _sum(column: Any) -> Any:
+    return func.coalesce(func.sum(column), 0)
 
 
 def bot_stats(model: type[Trade | DryTrade], bot_id: int, since: Any) -> Select[*tuple[Any, ...]]:
@@ -146,8 +164,8 @@ def user_summary(uid: int) -> Select[*tuple[Any, ...]]:
         .subquery("bots_of_user")
     )
     trades = (
-        select(func.count().label("total"), func.coalesce(func.sum(Trade.cost), 0).label("volume"))
-        .where(Trade.uid == uid)
+        select(_sum(TradeTotals.trades).cast(BigInteger).label("total"), _sum(TradeTotals.cost).label("volume"))
+        .where(TradeTotals.uid == uid)
         .subquery("trades_of_user")
     )
     newest = (

@@ -10,71 +10,99 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from deploy.servers import Servers, running
-from tests.benchmarks import drain, talk
-from tests.benchmarks.stage import REPOSITORY, Stage, logs, trades
+from tests.benchmarks import announce, backlog, drain, growth, plot, talk
+from tests.benchmarks.result import Result, compared
+from tests.benchmarks.stage import REPOSITORY, Stage, logs, mixed, trades
 
 RESULTS: Final = REPOSITORY / ".bench" / "latest.json"
+PICTURE: Final = RESULTS.with_suffix(".svg")
 _DESKS: Final = 20
-
-
-@dataclass(frozen=True)
-class Result:
-    """One figure, and how it compares."""
-
-    name: str
-    value: float
-    unit: str
-    baseline: float | None
-    """What the usual way reaches, in the same unit."""
-    ratio: float | None
-    limit: float | None
-    """What no way can exceed here, in the same unit."""
-    fraction_of_limit: float | None
-
-
-def compared(name: str, value: float, unit: str, *, baseline: float | None, limit: float | None) -> Result:
-    return Result(
-        name, value, unit, baseline, value / baseline if baseline else None, limit, value / limit if limit else None
-    )
 
 
 async def record_trade(servers: Servers, scale: float) -> list[Result]:
     """Trades per second out of a full queue into the database, announced in the outbox."""
-    return [await _drained("record_trade", servers, lambda s, n: list(trades(s.desks, n)), drain.TRADES, scale)]
+
+    def make(stage: Stage, number: int) -> list[Any]:
+        return list(trades(stage.desks, number))
+
+    drained = await _drained("record_trade", servers, make, scale)
+    few = round(2_000 * scale)
+    celery = await drain.celery_pattern(servers, make, few, desks=_DESKS)
+    return [drained, compared("record_trade, Celery", drained.value, drained.unit, baseline=celery, limit=None)]
 
 
 async def save_bot_log(servers: Servers, scale: float) -> list[Result]:
     """Log entries per second out of a full queue into the database, announced in the outbox."""
-    return [await _drained("save_bot_log", servers, lambda s, n: list(logs(s.desks, n)), drain.LOGS, scale)]
+    return [await _drained("save_bot_log", servers, lambda s, n: list(logs(s.desks, n)), scale)]
 
 
-async def _drained(
-    name: str, servers: Servers, make: Callable[[Stage, int], Any], outcome: drain.Outcome, scale: float
-) -> Result:
-    many, few = round(60_000 * scale), round(4_000 * scale)
-    limit = await drain.bare_consumer(servers, make, many, desks=_DESKS)
-    value = await drain.service(servers, make, many, outcome, desks=_DESKS)
-    baseline = await drain.manual_pattern(servers, make, few, outcome, desks=_DESKS)
-    return compared(name, value, "messages/s", baseline=baseline, limit=limit)
+async def _drained(name: str, servers: Servers, make: drain.Messages, scale: float) -> Result:
+    """Ours and the limit twice, in turn: the machine may have neighbours."""
+    many, few = round(30_000 * scale), round(3_000 * scale)
+    values, limits = [], []
+    for _ in range(2):
+        limits.append(await drain.bare_consumer(servers, make, many, desks=_DESKS))
+        values.append(await drain.service(servers, make, many, desks=_DESKS))
+    baseline = await drain.manual_pattern(servers, make, few, desks=_DESKS)
+    return compared(name, mean(values), "messages/s", baseline=baseline, limit=mean(limits))
+
+
+async def mixed_load(servers: Servers, scale: float) -> list[Result]:
+    """70 % log entries, 20 % trades, 10 % steps of orders, of 200 bots; the order per bot is checked."""
+    many, few = round(40_000 * scale), round(4_000 * scale)
+
+    def make(stage: Stage, number: int) -> list[Any]:
+        return list(mixed(stage, number))
+
+    value = await drain.service(servers, make, many, desks=200, orders=_orders(many))
+    baseline = await drain.manual_pattern(servers, make, few, desks=200, orders=_orders(few))
+    return [compared("mixed", value, "messages/s", baseline=baseline, limit=None)]
+
+
+def _orders(messages: int) -> int:
+    """As many orders as that many messages take through their three steps, for 200 bots evenly."""
+    return -(-messages // 6_000) * 200
+
+
+async def end_to_end(servers: Servers, scale: float) -> list[Result]:
+    """Trades per second from a publisher that waits for confirms to a subscriber that was told of them."""
+    value = await announce.end_to_end(servers, round(20_000 * scale), desks=_DESKS)
+    baseline = await announce.manual_end_to_end(servers, round(2_000 * scale), desks=_DESKS)
+    return [compared("end_to_end", value, "trades/s", baseline=baseline, limit=None)]
+
+
+async def relay(servers: Servers, scale: float) -> list[Result]:
+    """Events per second from the outbox to the broker, persistent and confirmed."""
+    value = await announce.relay(servers, round(20_000 * scale))
+    baseline = await announce.faststream_outbox(servers, round(6_000 * scale))
+    return [compared("relay", value, "events/s", baseline=baseline, limit=None)]
 
 
 async def lookup(servers: Servers, scale: float) -> list[Result]:
     """Cached lookups per second, 100 at once, client and service in processes of their own."""
-    number = round(20_000 * scale)
-    limit = await talk.echo(servers, number)
-    value = await talk.lookups(servers, number)
+    number = round(10_000 * scale)
+    limits, values = [], []
+    for _ in range(2):
+        limits.append(await talk.echo(servers, number))
+        values.append(await talk.lookups(servers, number))
     baseline = await talk.faststream_request(servers, max(number // 10, 300))
-    return [compared("lookup", value, "lookups/s", baseline=baseline, limit=limit)]
+    redis = await talk.redis_get(servers, number)
+    return [
+        compared("lookup", mean(values), "lookups/s", baseline=baseline, limit=mean(limits)),
+        compared("lookup, Redis alone", mean(values), "lookups/s", baseline=None, limit=redis),
+    ]
 
 
 async def latency(servers: Servers, scale: float) -> list[Result]:
@@ -88,11 +116,40 @@ async def latency(servers: Servers, scale: float) -> list[Result]:
     ]
 
 
+async def long_queue(servers: Servers, scale: float) -> list[Result]:
+    """A million trades in the queue (a hundred thousand with QUICK): speed at the end, memory at the worst."""
+    number = 1_000_000 if scale >= 1 else 100_000
+    drained = await backlog.drained(servers, number)
+    return [
+        compared(f"backlog of {number:,}", drained.per_second, "trades/s", baseline=None, limit=None),
+        compared("backlog, last tenth to first", drained.last_to_first, "x", baseline=0.9, limit=None),
+        compared("backlog, memory above idle", drained.grown, "MB", baseline=100, limit=None),
+    ]
+
+
+async def growing(servers: Servers, scale: float) -> list[Result]:
+    """Milliseconds of what is asked all day with many trades on record, beside the same with ten thousand."""
+    sizes = [10_000, 100_000, 1_000_000] if scale >= 1 else [10_000, 100_000]
+    if os.environ.get("LARGE"):
+        sizes.append(10_000_000)
+    times = await growth.measured(servers, sizes)
+    return [
+        compared(f"{name} at {size:,}", times[size][name], "ms", baseline=times[sizes[0]][name], limit=None)
+        for name in times[sizes[0]]
+        for size in sizes[1:]
+    ]
+
+
 BENCHMARKS: Final[dict[str, Callable[[Servers, float], Awaitable[list[Result]]]]] = {
     "record_trade": record_trade,
     "save_bot_log": save_bot_log,
+    "mixed": mixed_load,
+    "end_to_end": end_to_end,
+    "relay": relay,
     "lookup": lookup,
     "latency": latency,
+    "backlog": long_queue,
+    "growth": growing,
 }
 
 
@@ -100,7 +157,9 @@ async def measure(servers: Servers, names: list[str], scale: float, console: Con
     results = []
     for name in names:
         console.print(f"[dim]{name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}[/]")
+        began = time.perf_counter()
         results += await BENCHMARKS[name](servers, scale)
+        console.print(f"[dim]  {time.perf_counter() - began:.0f} s[/]")
     return results
 
 
@@ -126,12 +185,19 @@ def _number(value: float | None) -> str:
 def keep(results: list[Result], servers: Servers) -> None:
     """Write the figures for programs."""
     packages = ("faststream", "aio-pika", "aiormq", "sqlalchemy", "asyncpg", "pydantic", "redis", "uvloop")
-    machine = {"cores": os.cpu_count(), "processor": platform.processor(), "system": platform.platform()}
+    load = round(os.getloadavg()[2], 1)
+    machine = {
+        "cores": os.cpu_count(),
+        "load": load,
+        "processor": platform.processor(),
+        "system": platform.platform(),
+    }
     versions = {"python": platform.python_version(), "servers": servers.way, **{p: version(p) for p in packages}}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
         json.dumps([{**asdict(result), "machine": machine, "versions": versions} for result in results], indent=2)
     )
+    PICTURE.write_text(plot.drawn(results))
 
 
 def main() -> int:
@@ -145,7 +211,7 @@ def main() -> int:
         results = asyncio.run(measure(servers, names, 0.25 if arguments.quick else 1.0, console))
         keep(results, servers)
     show(results, console)
-    console.print(f"[dim]also in {RESULTS.relative_to(REPOSITORY)}[/]")
+    console.print(f"[dim]also in {RESULTS.relative_to(REPOSITORY)} and {PICTURE.name} beside it[/]")
     return 0
 
 

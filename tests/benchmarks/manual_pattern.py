@@ -1,9 +1,12 @@
 """The baseline: FastStream and SQLAlchemy the way the manual and their documentation show, with our guarantees.
 
 One handler call, one session and one commit per message; the same rows in inbox, table and outbox.
-``python -m tests.benchmarks.manual_pattern`` runs until it is ended.
+``python -m tests.benchmarks.manual_pattern`` runs until it is ended; with ``--faststream-outbox`` it announces trades
+in the outbox of that package instead of ours.
 """
 
+import json
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,7 +17,7 @@ import uvloop
 from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from contracts import (
     BotLogRef,
@@ -39,10 +42,12 @@ _PREFETCH = 20
 Handler = Callable[[dict[str, Any], RabbitMessage], Awaitable[None]]
 
 
-def build(settings: Settings) -> FastStream:
+def build(settings: Settings, *, with_faststream_outbox: bool = False) -> FastStream:
     """The application: a subscriber for each lane the benchmarks use."""
     broker = RabbitBroker(settings.rabbitmq_url.get_secret_value(), logger=None)
-    sessions = async_sessionmaker(build_engine(settings), expire_on_commit=False)
+    engine = build_engine(settings)
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    announce = _announced_with(engine) if with_faststream_outbox else _announce
 
     def subscriber(lane: Lane) -> Callable[[Handler], Handler]:
         register: Callable[[Handler], Handler] = broker.subscriber(
@@ -55,16 +60,16 @@ def build(settings: Settings) -> FastStream:
     @subscriber(Lane.TRADING)
     async def trading(body: dict[str, Any], message: RabbitMessage) -> None:
         async with sessions() as session, session.begin():
-            if await _is_new(session, message):
+            if await is_new(session, message.message_id, message.raw_message.routing_key or "", message.body):
                 if message.raw_message.routing_key == RecordTrade.wire_name:
-                    await _record_trade(session, RecordTrade.model_validate(body))
+                    await announce(session, await record_trade(session, RecordTrade.model_validate(body)))
                 else:
                     await _update_order(session, UpdateOrderStatus.model_validate(body))
 
     @subscriber(Lane.BOT_LOGS)
     async def bot_logs(body: dict[str, Any], message: RabbitMessage) -> None:
         async with sessions() as session, session.begin():
-            if await _is_new(session, message):
+            if await is_new(session, message.message_id, message.raw_message.routing_key or "", message.body):
                 entry = BotLog(**SaveBotLog.model_validate(body).model_dump(exclude_none=True))
                 session.add(entry)
                 await session.flush()
@@ -73,26 +78,41 @@ def build(settings: Settings) -> FastStream:
     return FastStream(broker, logger=None)
 
 
-async def _is_new(session: AsyncSession, message: RabbitMessage) -> bool:
-    key = message.raw_message.routing_key or ""
+async def is_new(session: AsyncSession, message_id: str, command: str, body: bytes) -> bool:
     return (
         await session.scalar(
             insert(InboxMessage)
-            .values(message_id=UUID(message.message_id), command=key, payload_hash=payload_hash(key, message.body))
+            .values(message_id=UUID(message_id), command=command, payload_hash=payload_hash(command, body))
             .on_conflict_do_nothing()
             .returning(InboxMessage.message_id)
         )
     ) is not None
 
 
-async def _record_trade(session: AsyncSession, command: RecordTrade) -> None:
+async def record_trade(session: AsyncSession, command: RecordTrade) -> TradeView:
     account = await session.get_one(Exchange, command.ex_id)
     values = command.model_dump(exclude_none=True)
     trade = Trade(**values, cat_ex_id=account.cat_ex_id, cost=command.size * command.price, fee=Decimal(0))
     trade.timestamp = command.timestamp or datetime.now(UTC)
     session.add(trade)
     await session.flush()
-    record(session, TradeRecorded, after=TradeView.model_validate(trade))
+    return TradeView.model_validate(trade)
+
+
+async def _announce(session: AsyncSession, trade: TradeView) -> None:
+    record(session, TradeRecorded, after=trade)
+
+
+def _announced_with(engine: AsyncEngine) -> Callable[[AsyncSession, TradeView], Awaitable[None]]:
+    from tests.benchmarks.outbox_pattern import Outbox  # noqa: PLC0415 - only who measures that package needs it
+
+    outbox = Outbox(engine)
+
+    async def announce(session: AsyncSession, trade: TradeView) -> None:
+        change = {"key": {"trade_id": trade.trade_id}, "after": trade.model_dump(mode="json")}
+        await outbox.add(session, json.dumps({"type": TradeRecorded.wire_name, "changes": [change]}))
+
+    return announce
 
 
 async def _update_order(session: AsyncSession, command: UpdateOrderStatus) -> None:
@@ -104,4 +124,4 @@ async def _update_order(session: AsyncSession, command: UpdateOrderStatus) -> No
 
 
 if __name__ == "__main__":
-    uvloop.run(build(Settings.read()).run())
+    uvloop.run(build(Settings.read(), with_faststream_outbox="--faststream-outbox" in sys.argv).run())

@@ -7,16 +7,17 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
 import aio_pika
+import asyncpg
 from aio_pika.abc import AbstractChannel
 
-from contracts import RecordTrade, SaveBotLog
+from contracts import RecordTrade, SaveBotLog, UpdateOrderStatus
 from contracts.base import Command
 from contracts.client import new_message_id
 from contracts.topology import COMMANDS
@@ -39,6 +40,7 @@ class Stage:
 
     settings: Settings
     desks: Sequence[Desk]
+    orders: list[int] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,7 +48,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def a_stage(servers: Servers, *, desks: int) -> AsyncIterator[Stage]:
+async def a_stage(servers: Servers, *, desks: int, orders: int = 0) -> AsyncIterator[Stage]:
     """A migrated database, a virtual host with the topology, and ``desks`` bots with accounts of their own."""
     async with fresh_database(servers) as database_url, fresh_vhost(servers) as rabbitmq_url:
         settings = Settings.model_validate(
@@ -60,7 +62,9 @@ async def a_stage(servers: Servers, *, desks: int) -> AsyncIterator[Stage]:
         await execute(database_url, "TRUNCATE outbox, inbox")
         async with a_channel(rabbitmq_url) as channel:
             await topology.declare(channel)
-        yield Stage(settings, made)
+        stage = Stage(settings, made)
+        stage.orders.extend(await place_orders(stage, orders) if orders else ())
+        yield stage
 
 
 @asynccontextmanager
@@ -79,7 +83,7 @@ def trades(desks: Sequence[Desk], number: int) -> Iterator[RecordTrade]:
     for index, desk in zip(range(number), cycle(desks), strict=False):
         row = rows[index % len(rows)]
         yield desk.trade(
-            ex_trade_id=f"{row['ex_trade_id']}-{index // len(rows)}",
+            ex_trade_id=f"{row['ex_trade_id']}-{index // len(rows)}-{index}",
             **{name: row[name] for name in ("side", "price", "size")},
             timestamp=datetime.fromisoformat(row["timestamp"]),
         )
@@ -94,6 +98,40 @@ def logs(desks: Sequence[Desk], number: int) -> Iterator[SaveBotLog]:
             symbol="XRP/ETH",
             message=f"{index}: signal 0.{index % 997:03}, position 581, waiting for a better price",
         )
+
+
+async def place_orders(stage: Stage, number: int) -> list[int]:
+    """The ids of new orders, dealt out to the desks."""
+    ids = []
+    connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
+    for desk in stage.desks:
+        made = await connection.fetch(
+            "INSERT INTO orders (bot_id, uid, ex_id, cat_ex_id, symbol_id, side, order_type, size, price) "
+            "SELECT $1, $2, $3, $4, $5, 'buy', 'limit', 10, 0.1 FROM generate_series(1, $6) RETURNING order_id",
+            *(desk.bot.bot_id, desk.user.uid, desk.account.ex_id, desk.catalog.cat_ex_id, desk.symbol.symbol_id),
+            number // len(stage.desks),
+        )
+        ids.append([row["order_id"] for row in made])
+    await connection.close()
+    return [order_id for ids_of_desks in zip(*ids, strict=True) for order_id in ids_of_desks]
+
+
+def mixed(stage: Stage, number: int) -> Iterator[Command[Any]]:
+    """Of ten messages seven log entries, two trades and a step of an order through its statuses."""
+    steps = (
+        {"status": "open", "reason": "accepted"},
+        {"status": "partially_filled", "filled_size": "5", "avg_fill_price": "0.1"},
+        {"status": "filled", "filled_size": "10", "avg_fill_price": "0.1"},
+    )
+    moves = (
+        UpdateOrderStatus.model_validate({"order_id": order_id, **step})
+        for step in steps
+        for order_id in stage.orders
+    )
+    entries, bought = logs(stage.desks, number), trades(stage.desks, number)
+    for index in range(number):
+        place = index % 10
+        yield next(moves) if place == 9 else next(bought) if place in (2, 6) else next(entries)
 
 
 async def publish(stage: Stage, commands: Sequence[Command[Any]]) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 from faststream.rabbit import RabbitBroker
+from redis.asyncio import Redis
 
 from contracts import GetSymbol
 from contracts.client import PersistenceClient, new_message_id
@@ -42,6 +43,20 @@ async def echo(servers: Servers, number: int) -> float:
         await _line(process)
         async with an_asker(stage.settings.rabbitmq_url.get_secret_value()) as ask:
             return await _rate(ask, number)
+
+
+async def redis_get(servers: Servers, number: int) -> float:
+    """GETs per second of bare redis-py, 100 at once: what a cache in the asker's own process gives."""
+    async with Redis.from_url(servers.redis_url, max_connections=AT_ONCE) as redis:
+        await redis.set("bench", b"x" * 300)
+
+        async def ask() -> None:
+            assert await redis.get("bench")
+
+        try:
+            return await _rate(ask, number)
+        finally:
+            await redis.delete("bench")
 
 
 async def faststream_request(servers: Servers, number: int) -> float:
@@ -110,9 +125,9 @@ def percentile(times: list[float], percent: int) -> float:
 
 
 @asynccontextmanager
-async def a_service(stage: Stage) -> AsyncIterator[None]:
+async def a_service(stage: Stage) -> AsyncIterator[asyncio.subprocess.Process]:
     """The real service, once every lane has its consumer."""
-    async with a_process(stage, "service", "serve"):
+    async with a_process(stage, "service", "serve") as process:
         async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
             async with asyncio.timeout(30):
                 while True:
@@ -120,7 +135,7 @@ async def a_service(stage: Stage) -> AsyncIterator[None]:
                     if queue.declaration_result.consumer_count:
                         break
                     await asyncio.sleep(0.05)
-        yield
+        yield process
 
 
 @asynccontextmanager

@@ -5,11 +5,19 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from contracts import AddBot, BotLogSaved, RecordTrade, SaveBotLog, TradeRecorded
+from contracts import (
+    AddBot,
+    BotLogSaved,
+    OrderStatusChanged,
+    RecordTrade,
+    SaveBotLog,
+    TradeRecorded,
+    UpdateOrderStatus,
+)
 from contracts.base import EVENT_TYPES, Command
 from service.database import SessionMaker
 from service.executor import Executor
-from service.models import BotLog, InboxMessage, OutboxEvent, Trade
+from service.models import BotLog, InboxMessage, Order, OutboxEvent, Trade
 from tests.builders import Desk, Direct, a_desk, received
 
 
@@ -196,3 +204,94 @@ class TestLogsTogether:
         assert [reply.meta.duplicate for reply in replies] == [False, False, True, False]
         async with sessions() as session:
             assert list(await session.scalars(select(BotLog.message).order_by(BotLog.log_id))) == ["a", "b", "c"]
+
+
+class TestOrdersTogether:
+    async def test_move_as_one_by_one(self, executor: Executor, desk: Desk, sessions: SessionMaker) -> None:
+        alone, together = await an_order(executor, desk), await an_order(executor, desk)
+        for move in moves(alone):
+            await executor.execute([received(move)])
+
+        replies = await executor.execute(unasked(*moves(together)))
+
+        assert all(reply.ok for reply in replies)
+        assert [reply.meta.version for reply in replies] == [2, 3, 3, 4]
+        assert [reply.meta.duplicate for reply in replies] == [False, False, True, False]
+        async with sessions() as session:
+            one, other = [row.to_dict() for row in await session.scalars(select(Order).order_by(Order.order_id))]
+        differ = {"order_id", "client_order_id", "timestamp", "updated_at"}
+        assert {n: v for n, v in one.items() if n not in differ} == {
+            n: v for n, v in other.items() if n not in differ
+        }
+        changes = await announced(sessions, OrderStatusChanged.wire_name)
+        assert [(c["version"], c["after"].status, c["changed"]) for c in changes[:3]] == [
+            (c["version"], c["after"].status, c["changed"]) for c in changes[3:]
+        ]
+        assert [c["before"]["status"] for c in changes[3:]] == ["pending", "open", "partially_filled"]
+
+    async def test_do_not_overtake_one_that_is_refused(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        first, second = await an_order(executor, desk), await an_order(executor, desk)
+
+        replies = await executor.execute(
+            unasked(
+                UpdateOrderStatus(order_id=first, status="open"),
+                UpdateOrderStatus(order_id=second, status="open"),
+                UpdateOrderStatus(order_id=first, status="filled", expected_version=3),
+                UpdateOrderStatus(order_id=first, status="partially_filled"),
+                UpdateOrderStatus(order_id=999, status="open"),
+                UpdateOrderStatus(order_id=second, status="filled"),
+            )
+        )
+
+        assert [r.error.field if r.error else r.meta.version for r in replies] == [
+            *(2, 2, "expected_version", 3),
+            *("order_id", 3),
+        ]
+
+    async def test_leave_trades_in_between_to_each_other(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        order = await an_order(executor, desk)
+        batch = [command for move in moves(order) for command in (desk.trade(order_id=order), move, desk.trade())]
+
+        replies = await executor.execute(unasked(*batch))
+
+        assert all(reply.ok for reply in replies)
+        async with sessions() as session:
+            names = list(await session.scalars(select(Trade.ex_trade_id).order_by(Trade.trade_id)))
+            events = list(await session.scalars(select(OutboxEvent.type).order_by(OutboxEvent.id.desc()).limit(2)))
+        assert names == [command.ex_trade_id for command in batch if isinstance(command, RecordTrade)]
+        assert set(events) == {TradeRecorded.wire_name, OrderStatusChanged.wire_name}
+
+    async def test_can_be_asked_later_what_they_came_to(self, executor: Executor, desk: Desk) -> None:
+        batch = unasked(*moves(await an_order(executor, desk)))
+        await executor.execute(batch)
+
+        for message in batch:
+            message.reply_to = "test-replies"
+        replies = await executor.execute(batch)
+
+        assert [reply.data["status"] for reply in replies] == [
+            "open",
+            "partially_filled",
+            "partially_filled",
+            "filled",
+        ]
+        assert all(reply.meta.duplicate for reply in replies)
+
+
+async def an_order(executor: Executor, desk: Desk) -> int:
+    [reply] = await executor.execute([received(desk.order())])
+    order_id: int = reply.data["order_id"]
+    return order_id
+
+
+def moves(order_id: int) -> list[UpdateOrderStatus]:
+    return [
+        UpdateOrderStatus(order_id=order_id, status="open", reason="sent"),
+        UpdateOrderStatus(order_id=order_id, status="partially_filled", filled_size="1.50", avg_fill_price="2.0"),
+        UpdateOrderStatus(order_id=order_id, status="partially_filled", filled_size="1.5"),
+        UpdateOrderStatus(order_id=order_id, status="filled", filled_size="10"),
+    ]

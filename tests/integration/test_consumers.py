@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import aio_pika
 import pytest
-from aio_pika import IncomingMessage
 from aio_pika.abc import AbstractChannel
+from aiormq.abc import DeliveredMessage
 from pamqp.common import FieldTable
 
 from contracts.base import Reply
@@ -15,7 +15,7 @@ from contracts.topology import Lane as LaneName
 from service import topology
 from service.config import Settings
 from service.consumers import Consumers, Lane, read_delivery
-from service.executor import Executor
+from service.executor import Executor, Task
 from service.publisher import Publisher
 from service.received import Received
 
@@ -28,10 +28,13 @@ class Recorder(Executor):
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def execute(self, batch: Sequence[Received]) -> list[Reply]:
+    def read(self, received: Received) -> Task:
+        return Task(received)
+
+    async def carry_out(self, tasks: Sequence[Task]) -> list[Reply]:
         await self.go_on.wait()
-        self.batches.append([message.body.decode() for message in batch])
-        return [Reply(ok=True) for _ in batch]
+        self.batches.append([task.received.body.decode() for task in tasks])
+        return [Reply(ok=True) for _ in tasks]
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ async def lane(settings: Settings, recorder: Recorder) -> AsyncIterator[Lane]:
 @pytest.fixture
 async def consumers(settings: Settings, lane: Lane, channel: AbstractChannel) -> AsyncIterator[Consumers]:
     consumers = Consumers(settings)
-    consumers.subscribe(lane.queue, lane.receive, prefetch=100)
+    consumers.subscribe(lane.queue, lane.take, prefetch=100)
     await consumers.start()
     yield consumers
     await consumers.stop()
@@ -161,19 +164,46 @@ class TestSubscription:
 
 
 class TestDelivery:
-    async def test_is_read_whatever_its_properties_hold(self, settings: Settings, channel: AbstractChannel) -> None:
-        queue = await channel.declare_queue("odd", durable=True)
+    async def test_is_read_whatever_its_properties_hold(
+        self, consumers: Consumers, settings: Settings, channel: AbstractChannel
+    ) -> None:
+        taken: list[DeliveredMessage] = []
+        other = Consumers(settings)
+        await channel.declare_queue("odd", durable=True)
+        other.subscribe("odd", taken.append, prefetch=10)
+        await other.start()
         deep: FieldTable = {}
         for _ in range(30):
             deep = {"deeper": deep}
         message = aio_pika.Message(b"{}", message_id="a\x00b", headers={"n\x00": "v\x00", "deep": deep, "f": 1.5})
         await channel.default_exchange.publish(message, "odd")
+        await until(lambda: len(taken) == 1)
 
-        delivery = await queue.get()
-        assert isinstance(delivery, IncomingMessage)
-        received = read_delivery(delivery)
+        received = read_delivery(taken[0])
 
-        await delivery.ack()
+        await other.stop()
         assert received.message_id == "a\ufffdb"
         assert received.headers["n\ufffd"] == "v\ufffd"
         assert received.headers["f"] == 1.5
+
+    @pytest.mark.parametrize("size", [0, 1, 131_072, 1_000_000])
+    async def test_is_whole_however_its_frames_arrive(
+        self, consumers: Consumers, lane: Lane, recorder: Recorder, channel: AbstractChannel, size: int
+    ) -> None:
+        await publish(channel, "first", "x" * size, "last")
+        await until(lambda: sum(map(len, recorder.batches)) == 3)
+
+        assert [body for batch in recorder.batches for body in batch] == ["first", "x" * size, "last"]
+
+    async def test_to_others_in_the_process_goes_the_way_of_the_library(
+        self, consumers: Consumers, channel: AbstractChannel, settings: Settings
+    ) -> None:
+        async with await aio_pika.connect(settings.rabbitmq_url.get_secret_value()) as connection:
+            own = await connection.channel()
+            queue = await own.declare_queue("own", durable=True)
+            await own.default_exchange.publish(aio_pika.Message(b"hello"), "own")
+            async with queue.iterator(timeout=5) as messages:
+                async for message in messages:
+                    assert message.body == b"hello"
+                    await message.ack()
+                    break

@@ -175,7 +175,7 @@ async def test_neither_lists_nor_commands_read_a_big_table_from_end_to_end(
     connection = await asyncpg.connect(database_url)
     await connection.execute("DROP INDEX ix_trades_newest_of_user, ix_trades_newest_of_user_by_symbol")
     await connection.close()
-    await answer(sessions, GetUserTradingStats(uid=7))
+    await answer(sessions, GetTradesByUser(uid=7))
     assert await plans.read_through() == {"trades"}
 
 

@@ -454,3 +454,47 @@ async def test_an_amount_that_is_no_number_cannot_be_stored(desk: Desk, sessions
                         "symbol_id": desk.symbol.symbol_id,
                     },
                 )
+
+
+class TestTotals:
+    async def test_are_what_the_trades_add_up_to_whatever_becomes_of_them(
+        self, direct: Direct, desk: Desk, executor: Executor, sessions: SessionMaker
+    ) -> None:
+        other = await a_desk(direct)
+        order = await direct.call(desk.order())
+        known = desk.trade()
+
+        async def check() -> None:
+            async with sessions() as session:
+                added_up, kept = [
+                    {row[0]: tuple(row[1:]) for row in await session.execute(text(query))}
+                    for query in (_ADDED_UP, _KEPT)
+                ]
+            assert {uid: sums for uid, sums in kept.items() if sums[0]} == added_up
+
+        await executor.execute([received(trade, reply_to=None) for trade in (known, desk.trade(side="sell"), known)])
+        await executor.execute(
+            [received(other.trade(price="0.000000000000000001")), received(desk.trade(bot_id=999))]
+        )
+        await check()
+        await direct.call(RecordTrades(trades=[fields(desk, side="sell"), fields(desk, order_id=order.order_id)]))
+        await check()
+        async with sessions.begin() as session:
+            first, second, third, *_ = await session.scalars(select(Trade.trade_id).order_by(Trade.trade_id))
+            for statement, trade_id in (
+                ("DELETE FROM trades WHERE trade_id = :id", first),
+                ("UPDATE trades SET size = 7.5, cost = 7.5 * price WHERE trade_id = :id", second),
+                ("UPDATE trades SET side = 'sell' WHERE trade_id = :id", third),
+            ):
+                await session.execute(text(statement), {"id": trade_id})
+        await check()
+        async with sessions.begin() as session:
+            await session.execute(text("DELETE FROM users WHERE uid = :uid"), {"uid": other.user.uid})
+        await check()
+
+
+_SUMS_OF_TRADES = """count(*), sum(size), sum(price), sum(cost), coalesce(sum(cost) FILTER (WHERE side = 'buy'), 0),
+    coalesce(sum(cost) FILTER (WHERE side = 'sell'), 0)"""
+_ADDED_UP = f"SELECT uid, {_SUMS_OF_TRADES} FROM trades GROUP BY uid"  # noqa: S608
+_KEPT = """SELECT uid, sum(trades), sum(size), sum(price), sum(cost), sum(bought), sum(sold)
+    FROM trade_totals GROUP BY uid"""

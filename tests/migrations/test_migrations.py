@@ -53,7 +53,7 @@ async def test_the_comparison_would_notice(empty_database: str) -> None:
     settings = settings_for(empty_database)
     await schema.migrate(settings)
     connection = await asyncpg.connect(empty_database)
-    await connection.execute("ALTER TABLE trades DROP COLUMN fee_currency; DROP INDEX ix_trades_order_id")
+    await connection.execute("ALTER TABLE trades DROP COLUMN fee_currency; DROP INDEX ix_trades_of_order")
     await connection.close()
 
     assert len(await differences(settings)) == 2

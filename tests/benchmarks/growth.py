@@ -1,0 +1,108 @@
+"""Tables that grow: what is asked all day takes as long with ten million trades as with ten thousand."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from contracts import GetLastBotLog, GetTradesPaginated, GetUserTradingStats
+from deploy.servers import Servers
+from service.database import build_engine, build_session_maker
+from service.executor import Executor
+from tests.benchmarks.stage import Stage, a_stage, trades
+from tests.builders import Asking, received
+
+_DESKS = 20
+_STEP = 100_000
+
+_TRADES = """
+INSERT INTO trades (ex_trade_id, bot_id, uid, ex_id, cat_ex_id, symbol_id, side, size, price, cost, timestamp)
+SELECT 'grown-' || n, bots[1 + n % $8], uids[1 + n % $8], accounts[1 + n % $8], catalogs[1 + n % $8],
+    symbols[1 + n % $8], (ARRAY['buy', 'sell'])[1 + n % 2], 1 + n % 100, 0.001, 0.001 * (1 + n % 100),
+    timestamptz '2025-01-01' + n * interval '1 second'
+FROM generate_series($1::int, $2::int) AS n,
+    (SELECT $3::int[] AS bots, $4::int[] AS uids, $5::int[] AS accounts, $6::int[] AS catalogs,
+        $7::int[] AS symbols) AS owners
+"""
+_LOGS = """
+INSERT INTO bot_logs (bot_id, level, message, timestamp)
+SELECT ($3::int[])[1 + n % $4], 'INFO', 'entry ' || n, timestamptz '2025-01-01' + n * interval '1 second'
+FROM generate_series($1::int, $2::int) AS n
+"""
+
+
+async def measured(servers: Servers, sizes: list[int]) -> dict[int, dict[str, float]]:
+    """For each number of trades and log entries the milliseconds of what is asked and stored all day."""
+    times: dict[int, dict[str, float]] = {}
+    async with a_stage(servers, desks=_DESKS) as stage:
+        engine = build_engine(stage.settings)
+        sessions = build_session_maker(engine)
+        connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
+        grown = 0
+        for size in sizes:
+            await _grow(connection, stage, grown, size)
+            grown = size
+            times[size] = await _timed(Executor(sessions), Asking(sessions), stage, size)
+        rows = await connection.fetchval("SELECT count(*) FROM trades")
+        await connection.close()
+        await engine.dispose()
+    if rows != sizes[-1] + len(sizes) * _BATCHES * _BATCH:
+        raise AssertionError(f"there are {rows} trades")
+    return times
+
+
+async def _grow(connection: asyncpg.Connection, stage: Stage, from_size: int, to_size: int) -> None:
+    desks = stage.desks
+    owners = (
+        [desk.bot.bot_id for desk in desks],
+        [desk.user.uid for desk in desks],
+        [desk.account.ex_id for desk in desks],
+        [desk.catalog.cat_ex_id for desk in desks],
+        [desk.symbol.symbol_id for desk in desks],
+    )
+    for start in range(from_size, to_size, _STEP):
+        end = min(start + _STEP, to_size) - 1
+        await connection.execute(_TRADES, start, end, *owners, len(desks))
+        await connection.execute(_LOGS, start, end, owners[0], len(desks))
+    await connection.execute("VACUUM ANALYZE trades, bot_logs")
+    await connection.execute("CHECKPOINT")
+
+
+_BATCHES = 20
+_BATCH = 500
+
+
+async def _timed(executor: Executor, asking: Asking, stage: Stage, size: int) -> dict[str, float]:
+    desk = stage.desks[0]
+    batches = [
+        [trade.model_copy(update={"ex_trade_id": f"{trade.ex_trade_id}-{size}-{batch}"}) for trade in some]
+        for batch in range(_BATCHES)
+        for some in [list(trades(stage.desks, _BATCH))]
+    ]
+
+    async def insert() -> None:
+        await executor.execute([received(trade, reply_to=None) for trade in batches.pop()])
+
+    def asked(lookup: Any) -> Callable[[], Awaitable[Any]]:
+        return lambda: asking.ask(lookup)
+
+    return {
+        "insert of 500": await _milliseconds(insert, _BATCHES),
+        "page of trades": await _milliseconds(asked(GetTradesPaginated(uid=desk.user.uid)), 50),
+        "last log": await _milliseconds(asked(GetLastBotLog(bot_id=desk.bot.bot_id)), 50),
+        "trading stats": await _milliseconds(asked(GetUserTradingStats(uid=desk.user.uid)), 50),
+    }
+
+
+async def _milliseconds(work: Callable[[], Awaitable[Any]], number: int) -> float:
+    """The faster quarter's slowest, because a neighbour on the machine makes single ones slow."""
+    times = []
+    for _ in range(number):
+        began = time.perf_counter()
+        await work()
+        times.append(time.perf_counter() - began)
+        await asyncio.sleep(0)
+    return statistics.quantiles(times, n=4)[0] * 1_000
