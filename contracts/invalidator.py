@@ -144,7 +144,8 @@ class CacheInvalidator:
         kind = EVENT_TYPES.get(message.routing_key or "")
         if self._on_event is not None and kind is not None:
             await self._on_event(kind.model_validate_json(message.body))
-        with suppress(*BROKEN_LINK):  # it comes again then, and removing keys twice does no harm
+        with suppress(*BROKEN_LINK), lost_links_as_errors():
+            # If it is lost it comes again, and removing keys twice does no harm.
             await message.ack()
 
     async def _remove(self, stale_keys: list[str] | None) -> None:

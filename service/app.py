@@ -60,10 +60,19 @@ class Service:
         )
         self._publisher = Publisher(settings)
         self._relay = Relay(sessions, self._publisher, settings)
+        self._consumers = Consumers(settings)
         senders = Senders.of(settings)
         executor = Executor(sessions, require_user=settings.require_authenticated_sender, senders=senders)
         self._lanes = [
-            LaneConsumer(queue, executor, self._publisher, batch_size=settings.batch_size, committed=self._relay.wake)
+            LaneConsumer(
+                queue,
+                executor,
+                self._publisher,
+                batch_size=settings.batch_size,
+                committed=self._relay.wake,
+                intake=self._consumers,
+                hold_seconds=settings.outage_hold,
+            )
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
         ]
         # The service is a reader like any other: its own change events keep its cache fresh.
@@ -82,7 +91,6 @@ class Service:
             require_user=settings.require_authenticated_sender,
             senders=senders,
         )
-        self._consumers = Consumers(settings)
         for lane in self._lanes:
             self._consumers.subscribe(lane.queue, lane.receive, prefetch=settings.rabbitmq_prefetch)
         self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.receive, prefetch=_LOOKUP_PREFETCH)

@@ -86,6 +86,17 @@ class Executor:
                 raise
             return await self._one_by_one(tasks, error)
 
+    async def can_commit(self) -> bool:
+        """Whether the database stores something, seen by storing something and taking it away again."""
+        try:
+            async with self._sessions.begin() as session:
+                await inbox.probe(session)
+        except Exception as error:
+            if is_transient(error):
+                return False
+            raise
+        return True
+
     async def _one_by_one(self, tasks: list[_Task], error: Exception) -> list[Reply]:
         """The commit itself failed, so no savepoint could tell whose fault it was: commit each alone."""
         if len(tasks) > 1:
