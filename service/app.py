@@ -18,7 +18,7 @@ from service import jobs, schema, topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
-from service.database import build_engine, build_session_maker
+from service.database import build_engine, build_session_maker, what_a_power_cut_would_take
 from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health
@@ -145,12 +145,18 @@ class Service:
             ) from error
         try:
             revision = await schema.current(self._engine)
+            volatile = await what_a_power_cut_would_take(self._engine)
         except Exception as error:
             raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
         if revision != schema.head():
             raise StartError(
                 f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "
                 "run `persistence migrate`"
+            )
+        if volatile:
+            raise StartError(
+                f"DATABASE_URL: the server may forget with the power what it has confirmed ({', '.join(volatile)}); "
+                "set it to on"
             )
         try:
             link = Link(self._settings.rabbitmq_url.get_secret_value(), name="persistence-topology")
