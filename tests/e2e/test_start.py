@@ -100,7 +100,9 @@ class TestAStart:
 
         complaint = await refuses({**shared.environment, "DATABASE_URL": database_url}, "serve")
 
-        assert re.search(r"^persistence: DATABASE_URL: .*synchronous_commit = off.*set it to on", complaint), complaint
+        assert re.search(r"^persistence: DATABASE_URL: .*synchronous_commit = off.*set it to on", complaint), (
+            complaint
+        )
 
     async def test_on_a_taken_port_names_the_setting(self, shared: SharedService) -> None:
         with socket.socket() as taken:

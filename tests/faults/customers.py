@@ -49,6 +49,8 @@ class Plan(BaseModel):
 
 
 CANARY: Final = "hunter2-do-not-tell"
+_SECONDS_TO_BE_FOUND_OUT: Final = 6.5
+
 # What a bot does next, and how often. Sums up to 100.
 MIX: Final = {
     "trade": 53,
@@ -254,7 +256,7 @@ class Reader:
             began = time.monotonic_ns()
             version = None
             with suppress(Exception):  # no answer is no stale answer
-                version = await self._read(desk, self._random.choice((0.0, 0.0, 0.05)))
+                version = await self._read(desk, self._random.choice((0.0, 0.0, 0.05, 0.4)))
             if version is not None:
                 key = str(desk.symbol_id)
                 self._ledger.note("read", self._number, 0, key=key, version=version, began=began, durable=False)
@@ -293,17 +295,23 @@ async def run(plan: Plan) -> None:
             return view.model_dump_json().encode()
 
         key = cache_keys.symbol(desk.symbol, desk.cat_ex_id)
+        if delay:
+            await leased.invalidate([key])  # as if it had been evicted
         value = await (leased.get(key, load) if invalidator.is_current else load())
         return SymbolView.model_validate_json(value).row_version
 
     bots = [Bot(number, desk, ledger, plan, client) for number, desk in enumerate(plan.desks)]
-    readers = [Reader(100, plan, ledger, of_service), *(Reader(n, plan, ledger, of_cache) for n in (101, 102))]
+    readers = [Reader(100, plan, ledger, of_service), *(Reader(n, plan, ledger, of_cache) for n in (101, 102, 103))]
+    enough = asyncio.Event()
+    reading = asyncio.gather(*(reader.run(enough) for reader in readers))
     try:
-        await asyncio.gather(
-            *(bot.run(bot.remember(past), stopping) for bot in bots),
-            *(reader.run(stopping) for reader in readers),
-        )
+        await asyncio.gather(*(bot.run(bot.remember(past), stopping) for bot in bots))
+        # Whoever still reads an old value now will be found out.
+        await asyncio.sleep(_SECONDS_TO_BE_FOUND_OUT)
+        enough.set()
+        await reading
     finally:
+        reading.cancel()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(client.close(), asking.close(), invalidator.close(), return_exceptions=True)
