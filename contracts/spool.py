@@ -27,14 +27,10 @@ from uuid import UUID, uuid4
 from contracts.base import Command
 from contracts.client import PersistenceClient, new_message_id
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
+from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
 from contracts.topology import MAX_COMMAND_BYTES, Lane
 
 Durability = Literal["power loss", "process death"]
-
-PRODUCER_HEADER: Final = "producer"
-"""Who counts: the id of the spool."""
-SEQUENCE_HEADER: Final = "producer_sequence"
-"""The number of the command among all that were put into this spool, from 1 on and without a gap."""
 
 _LIMIT_BYTES: Final = 256 * 1024 * 1024
 _ATTEMPT_SECONDS: Final = 10.0

@@ -14,7 +14,7 @@ from contracts.amqp import BROKEN_LINK, Link
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
-from service import jobs, schema, topology
+from service import jobs, producers, schema, topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
@@ -51,7 +51,7 @@ class Service:
         self._engine = build_engine(settings)
         url = settings.rabbitmq_url.get_secret_value()
         self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
-        sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
+        self._sessions = sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
         cache = LeasedCache(
             self._redis,
             namespace=settings.cache_namespace,
@@ -116,6 +116,7 @@ class Service:
                 start(lane.queue, lane.run())
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
+            start("producers", producers.watch(self._sessions))
             await self._consumers.start()
             start("subscriptions", self._consumers.watch(self._lookout))
             if self._settings.jobs_enabled:

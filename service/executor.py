@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from contracts.base import COMMAND_TYPES, Command, ErrorBody, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
-from service import dead_letters, inbox
+from service import dead_letters, inbox, producers
 from service.commands import HANDLERS
 from service.database import SessionMaker
 from service.errors import is_transient, reason, refusal_for
@@ -126,6 +126,7 @@ class Executor:
                 await attempt.take(task)
             await attempt.carry_out_run()
             await inbox.remember(session, attempt.handled)
+            await producers.note(session, (task.received.headers for task in tasks))
         return _report(tasks)
 
     async def _judge_senders(self, session: AsyncSession, tasks: Sequence[_Task]) -> None:

@@ -53,9 +53,9 @@ _SECONDS_TO_BE_FOUND_OUT: Final = 6.5
 
 # What a bot does next, and how often. Sums up to 100.
 MIX: Final = {
-    "trade": 53,
-    "log": 22,
-    "update": 6,
+    "trade": 51,
+    "log": 20,
+    "update": 10,
     "call": 6,
     "again": 4,
     "new id": 3,
@@ -243,20 +243,21 @@ def _as_is(name: str) -> Any:
 class Reader:
     """Reads symbols through a cache of another service's, which takes its time to load."""
 
-    def __init__(self, number: int, plan: Plan, ledger: Ledger, read_symbol: Any) -> None:
+    def __init__(self, number: int, desks: list[Desk], ledger: Ledger, read_symbol: Any, *, delay: float = 0) -> None:
         self._number = number
-        self._plan = plan
+        self._desks = desks
+        self._delay = delay
         self._ledger = ledger
         self._read = read_symbol
-        self._random = random.Random(plan.seed * 7_919 + number)
+        self._random = random.Random(number)
 
     async def run(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            desk = self._random.choice(self._plan.desks)
+            desk = self._random.choice(self._desks)
             began = time.monotonic_ns()
             version = None
             with suppress(Exception):  # no answer is no stale answer
-                version = await self._read(desk, self._random.choice((0.0, 0.0, 0.05, 0.4)))
+                version = await self._read(desk, self._delay)
             if version is not None:
                 key = str(desk.symbol_id)
                 self._ledger.note("read", self._number, 0, key=key, version=version, began=began, durable=False)
@@ -301,7 +302,14 @@ async def run(plan: Plan) -> None:
         return SymbolView.model_validate_json(value).row_version
 
     bots = [Bot(number, desk, ledger, plan, client) for number, desk in enumerate(plan.desks)]
-    readers = [Reader(100, plan, ledger, of_service), *(Reader(n, plan, ledger, of_cache) for n in (101, 102, 103))]
+    # One is always slow to load what the others read.
+    contended = plan.desks[:2]
+    readers = [
+        Reader(100, plan.desks, ledger, of_service),
+        Reader(101, contended, ledger, of_cache, delay=0.3),
+        Reader(102, contended, ledger, of_cache),
+        Reader(103, contended, ledger, of_cache),
+    ]
     enough = asyncio.Event()
     reading = asyncio.gather(*(reader.run(enough) for reader in readers))
     try:

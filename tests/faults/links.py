@@ -2,8 +2,11 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Final
 
 from tests.e2e.proxy import Proxy
+
+_SILENT_SECONDS: Final = 30.0
 
 
 class Link(Proxy):
@@ -65,3 +68,6 @@ class Link(Proxy):
                 if is_whole:
                     writer.write(data)
                     await writer.drain()
+        if not is_whole:
+            # That one side has hung up does not reach the other either.
+            await asyncio.sleep(_SILENT_SECONDS)

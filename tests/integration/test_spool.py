@@ -15,7 +15,8 @@ from aio_pika.abc import AbstractChannel
 
 from contracts import RecordTrade, SaveBotLog
 from contracts.client import PersistenceClient
-from contracts.spool import PRODUCER_HEADER, SEQUENCE_HEADER, Spool, SpoolFull, SpoolInUse
+from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
+from contracts.spool import Spool, SpoolFull, SpoolInUse
 from contracts.topology import Lane
 from service import topology
 from service.config import Settings
