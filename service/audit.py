@@ -161,7 +161,7 @@ class Audit:
             await session.execute(
                 text(
                     "SELECT holder, term, extract(epoch FROM expires_at - clock_timestamp()) AS remains "
-                    "FROM relay_lease"
+                    "FROM leases WHERE name = 'relay'"
                 )
             )
         ).one_or_none()

@@ -250,8 +250,8 @@ class Range:
         self.cuts = 2 if disturbance == "events are cut" else 0
         if disturbance == "another relay leads":
             await self.database.execute(
-                "UPDATE relay_lease SET holder = gen_random_uuid(), term = term + 1, "
-                "expires_at = clock_timestamp() + interval '0.7 s'"
+                "UPDATE leases SET holder = gen_random_uuid(), term = term + 1, "
+                "expires_at = clock_timestamp() + interval '0.7 s' WHERE name = 'relay'"
             )
         if shot.replayed:
             await self.database.executemany(

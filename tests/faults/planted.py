@@ -30,7 +30,8 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
 
 
 _COMMIT: Final = "        replies = await self._until_committed(received)\n"
-_REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n        return _report(tasks)"
+_REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
+_REPORT: Final = "        return _report(tasks)\n"
 _PUBLISH: Final = "        await self._publisher.publish_events([_publication(row, sequences) for row in rows])\n"
 _OTHER_TRANSACTION: Final = """\
 {indent}if changes:
@@ -64,12 +65,13 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "publishes before the commit": _bug(
         "service.executor",
-        (_REMEMBER, _TAKE_CHANGES + _OTHER_TRANSACTION.format(indent=" " * 12) + "        return _report(tasks)"),
+        (_REMEMBER, _TAKE_CHANGES + _OTHER_TRANSACTION.format(indent=" " * 12)),
         found_by="I6",
     ),
     "announces in a transaction of its own": _bug(
         "service.executor",
-        (_REMEMBER, _TAKE_CHANGES + _OTHER_TRANSACTION.format(indent=" " * 8) + "        return _report(tasks)"),
+        (_REMEMBER, _TAKE_CHANGES),
+        (_REPORT, _OTHER_TRANSACTION.format(indent=" " * 8) + _REPORT),
         found_by="I6",
     ),
     "forgets which messages it handled": _bug(

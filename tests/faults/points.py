@@ -36,6 +36,8 @@ STATIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "service.inbox": {"probe": "looks whether the database stores again"},
     "service.dead_letters": {"find": "lists letters for an operator", "discard": "closes a letter for an operator"},
     "service.publisher": {"Publisher.open": "connects at the start", "Publisher.close": "ends connections"},
+    "service.lease": {"release": "gives a lease back at the end of the process"},
+    "service.producers": {"watch": "looks for gaps", "sweep": "looks for gaps, in a transaction of its own"},
     "service.relay": {"Relay.release": "gives the lease back at the end of the process"},
 }
 # What commands do on that way: the points that the workload comes by.

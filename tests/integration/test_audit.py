@@ -85,7 +85,7 @@ class TestAudit:
                 id="events that nobody publishes",
             ),
             pytest.param(
-                "INSERT INTO relay_lease VALUES ('relay', gen_random_uuid(), 1, now() - interval '9 s')",
+                "INSERT INTO leases VALUES ('relay', gen_random_uuid(), 1, now() - interval '9 s')",
                 "relay",
                 "nobody publishes: the lease ran out 9 s ago",
                 id="no relay",
