@@ -27,6 +27,7 @@ from aio_pika.abc import AbstractChannel
 from contracts import RecordTrade, SaveBotLog, SymbolUpdates, UpdateSymbol
 from contracts.base import Command
 from contracts.client import PersistenceClient, new_message_id
+from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
 from contracts.topology import COMMANDS, QUEUES
 from service.config import Settings
 from service.executor import REPLAY_HEADER
@@ -38,7 +39,8 @@ from tests.faults.victims import KILLED, Nursery, Victim
 from tests.fresh import environment
 
 _REPLIES: Final = "crash-replies"
-_SECONDS_TO_DIE: Final = 6.0
+_PRODUCER: Final = str(new_message_id())
+_SECONDS_TO_DIE: Final = 10.0
 
 # A trade whose fee is in one of these currencies fails at the commit: once per shot, or until it is forgiven.
 _TRIGGER: Final = """
@@ -121,6 +123,7 @@ class Range:
         """Refused by the last shot: to be replayed by the next, with or without success."""
         self._shots = 0
         self._decimals = 0
+        self._number = 0
         self._version = 1
 
     @classmethod
@@ -197,7 +200,9 @@ class Range:
 
         def log() -> Message:
             shot.logs.append(secrets.token_hex(8))
-            return Message(SaveBotLog(bot_id=self.desk.bot.bot_id, message=shot.logs[-1]))
+            self._number += 1
+            headers = {PRODUCER_HEADER: _PRODUCER, SEQUENCE_HEADER: self._number}
+            return Message(SaveBotLog(bot_id=self.desk.bot.bot_id, message=shot.logs[-1]), headers=headers)
 
         first = good()
         self._decimals = self._decimals % 8 + 1
@@ -315,9 +320,9 @@ class Range:
         """What is lost, doubled, out of order or not announced."""
         wrong: list[str] = []
         try:
-            await eventually(partial(self._is_done, shot), seconds=15, pause=0.02)
+            await eventually(partial(self._is_done, shot), seconds=60, pause=0.02)
         except AssertionError:
-            wrong.append(f"not done in 15 s; service log {self.service.log}")
+            wrong.append(f"not done in 60 s; service log {self.service.log}")
         since = time.monotonic()
         while (problems := await self._problems(shot)) and time.monotonic() - since < 5:
             await asyncio.sleep(0.05)  # events may be under way

@@ -30,6 +30,7 @@ STATIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Lane.finish": "waits at the end of the process, for what `Lane.run` does",
         "Consumers.": "subscribes and unsubscribes; settles nothing",
         "_is_subscribed": "looks at subscriptions",
+        "Lane.run: await self._sit_out()": "waits for the end of an outage; everything was given back",
         "Lane._sit_out": "waits for the end of an outage; everything was given back",
     },
     "service.executor": {"Executor.can_commit": "looks whether the database stores again"},
@@ -134,7 +135,8 @@ class _Finder(ast.NodeTransformer):
         function = ".".join(self._names)
         excluded = STATIONS.get(self._module)
         is_required = excluded is not None and not any(
-            function == name or (name.endswith(".") and function.startswith(name)) for name in excluded
+            name in (function, f"{function}: {text}") or (name.endswith(".") and function.startswith(name))
+            for name in excluded
         )
         self.points.append(Point(self._next, self._module, function, node.lineno, text[:90], is_required))
         self._next += 1
