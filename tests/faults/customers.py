@@ -298,7 +298,7 @@ async def run(plan: Plan) -> None:
         key = cache_keys.symbol(desk.symbol, desk.cat_ex_id)
         if delay:
             await leased.invalidate([key])  # as if it had been evicted
-        value = await (leased.get(key, load) if invalidator.is_current else load())
+        value = await (leased.get(key, load) if invalidator.is_current else leased.around(key, load))
         return SymbolView.model_validate_json(value).row_version
 
     bots = [Bot(number, desk, ledger, plan, client) for number, desk in enumerate(plan.desks)]
