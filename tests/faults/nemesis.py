@@ -204,6 +204,7 @@ async def _stop(pids: list[int], seconds: float) -> None:
 
 
 async def _execute(world: World, statement: str) -> None:
+    await world.database_pids()  # it may be being started again
     connection = await asyncpg.connect(world.database_url, timeout=5)
     try:
         await connection.execute(statement)

@@ -12,6 +12,7 @@ from typing import Self
 
 import asyncpg
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from contracts.client import PersistenceClient
 from deploy.servers import URL_VARIABLES, Servers, running
@@ -212,25 +213,43 @@ class World:
         url = self.servers.rabbitmq_management_url
 
         async def process() -> int:
-            [node] = await management(url, "nodes")
+            try:
+                [node] = await management(url, "nodes")
+            except OSError:
+                return 0  # it is being started again
             return int(node.get("os_pid", 0))
 
-        pid: int = await eventually(process)
+        pid: int = await eventually(process, seconds=60)
         return pid
 
     async def database_pids(self) -> list[int]:
         """The postmaster and all that it started."""
-        connection = await asyncpg.connect(self.servers.database_url)
-        try:
-            text = str(await connection.fetchval("SELECT pg_read_file('postmaster.pid')"))
-        finally:
-            await connection.close()
-        postmaster = int(text.split(maxsplit=1)[0])
+
+        async def process() -> int:
+            try:
+                connection = await asyncpg.connect(self.servers.database_url)
+            except (OSError, asyncpg.PostgresError):
+                return 0  # it is being started again
+            try:
+                text = str(await connection.fetchval("SELECT pg_read_file('postmaster.pid')"))
+            finally:
+                await connection.close()
+            return int(text.split(maxsplit=1)[0])
+
+        postmaster = await eventually(process, seconds=60)
         return [postmaster, *_children_of(postmaster)]
 
     async def cache_pid(self) -> int:
-        async with Redis.from_url(self.servers.redis_url) as redis:
-            return int((await redis.info("server"))["process_id"])
+
+        async def process() -> int:
+            try:
+                async with Redis.from_url(self.servers.redis_url) as redis:
+                    return int((await redis.info("server"))["process_id"])
+            except RedisError:
+                return 0  # it is being started again
+
+        pid: int = await eventually(process, seconds=60)
+        return pid
 
     async def rabbitmqctl(self, *arguments: str) -> None:
         """Have the broker's own command line tell it something."""
