@@ -6,10 +6,10 @@ TEST_PROCESSES ?= 2
 COMPILE := PATH=".venv/bin:$$PATH" uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--universal --python-version 3.11 --no-emit-package fullon-persistence
 
-.PHONY: help demo up test manual bench lint format lock clean
+.PHONY: help demo up test manual bench crash-points planted-bugs chaos soak lint format lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## run the main job on real trades and check every row
 	$(PYTHON) -m deploy.demo
@@ -25,6 +25,18 @@ manual: .venv/.installed ## show row by row that the manual holds, or what diffe
 
 bench: .venv/.installed ## measure, beside the usual way and the limit (ONLY=name, QUICK=1)
 	$(PYTHON) -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
+
+crash-points: .venv/.installed ## kill the service at every await on the way of a message (about 10 minutes)
+	CRASH_POINTS=all $(PYTHON) -m pytest -s tests/faults/test_crash_points.py
+
+planted-bugs: .venv/.installed ## see that the checker of `make chaos` finds 18 bugs that are put in (about 15 minutes)
+	$(PYTHON) -m tests.faults.gauntlet $(if $(ONLY),--only "$(ONLY)")
+
+chaos: .venv/.installed ## break everything in turn, then compare everything (MINUTES=5, SEED=1, ONLY=broker)
+	$(PYTHON) -m tests.faults.chaos --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1) $(if $(ONLY),--only "$(ONLY)")
+
+soak: ## the same for hours (MINUTES=240, SEED=1)
+	$(MAKE) chaos MINUTES=$(or $(MINUTES),240)
 
 lint: .venv/.installed ## check style and types
 	$(PYTHON) -m ruff check

@@ -151,6 +151,7 @@ from contracts.order import (
     OrderView,
     UpdateOrderStatus,
 )
+from contracts.producer import CommandsMissing, MissingView
 from contracts.rejection import CommandRejected, RejectionView
 from contracts.sealing import PublicKey, Sealed, new_key_pair, seal, unseal
 from contracts.simulation import (
@@ -335,6 +336,7 @@ __all__ = [
     "CollectPerformanceMetrics",
     "Command",
     "CommandRejected",
+    "CommandsMissing",
     "ConnectionPool",
     "CreateOrder",
     "CreateTradingSetup",
@@ -453,6 +455,7 @@ __all__ = [
     "LogsSaved",
     "Lookup",
     "Meta",
+    "MissingView",
     "ModifyUser",
     "MonitorConnectionHealth",
     "NotConfirmed",

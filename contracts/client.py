@@ -64,7 +64,7 @@ class PersistenceClient:
         self._answer_timeout = answer_timeout
         self._link = Link(url, name=app_id, setup=self._consume_replies)
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
-        self._in_flight: set[UUID] = set()
+        self._in_flight: set[str] = set()
 
     async def __aenter__(self) -> Self:
         await self._link.channel()
@@ -101,6 +101,19 @@ class PersistenceClient:
         message_id = message_id or new_message_id()
         await self._send(command, message_id, headers=headers, reply=None, timeout=timeout or self._confirm_timeout)
         return message_id
+
+    async def publish_bytes(
+        self,
+        name: str,
+        body: bytes,
+        *,
+        message_id: UUID,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Hand over a command as it was written down earlier, byte by byte; otherwise as `publish`."""
+        message = self._message(name, body, message_id, headers=headers, persistent=True)
+        await self._in_turn(message, COMMANDS.name, name, timeout or self._confirm_timeout)
 
     async def call(
         self,
@@ -180,27 +193,36 @@ class PersistenceClient:
             raise Refusal(
                 ErrorCode.VALIDATION, f"is {len(body)} bytes; at most {MAX_COMMAND_BYTES} are taken", field="body"
             )
-        while message_id in self._in_flight:  # noqa: ASYNC110 - rare, and over within a confirm
-            # The broker's answers name the message id: two of one id in flight could not be told apart.
-            await asyncio.sleep(0.005)
         is_command = isinstance(request, Command)
-        message = Message(
+        message = self._message(request.wire_name, body, message_id, headers=headers, persistent=is_command)
+        if reply:
+            message.reply_to, message.correlation_id = _REPLY_TO, reply
+        if not is_command:
+            message.expiration = timeout
+        await self._in_turn(message, COMMANDS.name if is_command else LOOKUPS.name, request.wire_name, timeout)
+
+    def _message(
+        self, name: str, body: bytes, message_id: UUID, *, headers: Mapping[str, Any] | None, persistent: bool
+    ) -> Message:
+        return Message(
             body,
             content_type="application/json",
             message_id=str(message_id),
-            type=request.wire_name,
+            type=name,
             app_id=self._app_id,
             user_id=self._user_id,
             headers={"schema_version": 1, **(headers or {})},
-            reply_to=_REPLY_TO if reply else None,
-            correlation_id=reply,
-            delivery_mode=DeliveryMode.PERSISTENT if is_command else DeliveryMode.NOT_PERSISTENT,
-            expiration=None if is_command else timeout,
+            delivery_mode=DeliveryMode.PERSISTENT if persistent else DeliveryMode.NOT_PERSISTENT,
         )
-        exchange = COMMANDS.name if is_command else LOOKUPS.name
+
+    async def _in_turn(self, message: Message, exchange: str, routing_key: str, timeout: float) -> None:
+        message_id = message.message_id or ""
+        while message_id in self._in_flight:  # noqa: ASYNC110 - rare, and over within a confirm
+            # The broker's answers name the message id: two of one id in flight could not be told apart.
+            await asyncio.sleep(0.005)
         self._in_flight.add(message_id)
         try:
-            await self._confirmed(message, exchange, request.wire_name, timeout)
+            await self._confirmed(message, exchange, routing_key, timeout)
         finally:
             self._in_flight.discard(message_id)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from contracts.amqp import BROKEN_LINK, Link
+from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
 from contracts.cache import CacheInvalidated
 from contracts.leased_cache import physical_name
@@ -21,6 +21,8 @@ from contracts.topology import EVENT_QUEUE_ARGUMENTS, EVENTS
 OnEvent = Callable[[Event[Any]], Awaitable[None]]
 
 _PREFETCH: Final = 200
+_ASK_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 2.0
 
 
 class CacheInvalidator:
@@ -55,6 +57,8 @@ class CacheInvalidator:
         self._task: asyncio.Task[None] | None = None
         self._is_held = False
         self._missed = 0
+        self._answered = 0.0
+        """When the question was asked that the broker has answered last."""
         self._messages: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
@@ -81,10 +85,35 @@ class CacheInvalidator:
         False while the broker or Redis is away and until what was missed meanwhile is made up for; a reader goes
         around the cache then.
         """
-        return self._link.is_open and not self._is_held and self._missed <= 0
+        unheard = asyncio.get_running_loop().time() - self._answered
+        is_heard = unheard < _ASK_SECONDS + _ANSWER_SECONDS + 1
+        return self._link.is_open and is_heard and not self._is_held and self._missed <= 0
 
     async def run(self) -> None:
         """Apply events until cancelled, reconnecting as often as need be."""
+        asking = asyncio.create_task(self._ask(), name=f"invalidator {self._queue} asks")
+        try:
+            await self._apply_all()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def _ask(self) -> None:
+        """See that the broker is there: a link that fell silent brings no events, and is noticed late."""
+        while True:
+            asked = asyncio.get_running_loop().time()
+            try:
+                channel = await self._link.channel()
+                with lost_links_as_errors():
+                    async with asyncio.timeout(_ANSWER_SECONDS):
+                        await channel.declare_queue(self._queue, passive=True)
+            except BROKEN_LINK:
+                await self._link.close()  # the next one to need it opens a new one
+            else:
+                self._answered = asked
+            await asyncio.sleep(_ASK_SECONDS)
+
+    async def _apply_all(self) -> None:
         while True:
             try:
                 await self._link.channel()
@@ -115,7 +144,8 @@ class CacheInvalidator:
         kind = EVENT_TYPES.get(message.routing_key or "")
         if self._on_event is not None and kind is not None:
             await self._on_event(kind.model_validate_json(message.body))
-        with suppress(*BROKEN_LINK):  # it comes again then, and removing keys twice does no harm
+        with suppress(*BROKEN_LINK), lost_links_as_errors():
+            # If it is lost it comes again, and removing keys twice does no harm.
             await message.ack()
 
     async def _remove(self, stale_keys: list[str] | None) -> None:

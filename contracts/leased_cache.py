@@ -139,6 +139,19 @@ class LeasedCache:
         )
         return sum(map(bool, stored))
 
+    async def around(self, key: str, load: Load) -> bytes:
+        """The value from its source, for as long as what is cached may be old. Only ``load`` can fail.
+
+        Whatever is cached is removed afterwards, so that nobody reads an older value after this one.
+        """
+        value = await load()
+        if asyncio.get_running_loop().time() >= self._around_until:
+            try:
+                await self.invalidate([key])
+            except (RedisError, OSError, TimeoutError):
+                self._around_until = asyncio.get_running_loop().time() + _AROUND_SECONDS
+        return value
+
     async def invalidate(self, keys: Iterable[str]) -> None:
         """Remove values and leases; raises RedisError if it is not certain that they are gone."""
         names = [physical_name(self._namespace, key) for key in keys]

@@ -14,11 +14,11 @@ from contracts.amqp import BROKEN_LINK, Link
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
-from service import jobs, schema, topology
+from service import jobs, producers, schema, topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
-from service.database import build_engine, build_session_maker
+from service.database import build_engine, build_session_maker, what_a_power_cut_would_take
 from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health
@@ -51,7 +51,7 @@ class Service:
         self._engine = build_engine(settings)
         url = settings.rabbitmq_url.get_secret_value()
         self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
-        sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
+        self._sessions = sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
         cache = LeasedCache(
             self._redis,
             namespace=settings.cache_namespace,
@@ -60,10 +60,19 @@ class Service:
         )
         self._publisher = Publisher(settings)
         self._relay = Relay(sessions, self._publisher, settings)
+        self._consumers = Consumers(settings)
         senders = Senders.of(settings)
         executor = Executor(sessions, require_user=settings.require_authenticated_sender, senders=senders)
         self._lanes = [
-            LaneConsumer(queue, executor, self._publisher, batch_size=settings.batch_size, committed=self._relay.wake)
+            LaneConsumer(
+                queue,
+                executor,
+                self._publisher,
+                batch_size=settings.batch_size,
+                committed=self._relay.wake,
+                intake=self._consumers,
+                hold_seconds=settings.outage_hold,
+            )
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
         ]
         # The service is a reader like any other: its own change events keep its cache fresh.
@@ -82,7 +91,6 @@ class Service:
             require_user=settings.require_authenticated_sender,
             senders=senders,
         )
-        self._consumers = Consumers(settings)
         for lane in self._lanes:
             self._consumers.subscribe(lane.queue, lane.take, prefetch=settings.rabbitmq_prefetch)
         self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.take, prefetch=_LOOKUP_PREFETCH)
@@ -108,6 +116,7 @@ class Service:
                 start(lane.queue, lane.run())
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
+            start("producers", producers.watch(self._sessions))
             await self._consumers.start()
             start("subscriptions", self._consumers.watch(self._lookout))
             if self._settings.jobs_enabled:
@@ -137,12 +146,18 @@ class Service:
             ) from error
         try:
             revision = await schema.current(self._engine)
+            volatile = await what_a_power_cut_would_take(self._engine)
         except Exception as error:
             raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
         if revision != schema.head():
             raise StartError(
                 f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "
                 "run `persistence migrate`"
+            )
+        if volatile:
+            raise StartError(
+                f"DATABASE_URL: the server may forget with the power what it has confirmed ({', '.join(volatile)}); "
+                "set it to on"
             )
         try:
             link = Link(self._settings.rabbitmq_url.get_secret_value(), name="persistence-topology")

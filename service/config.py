@@ -127,6 +127,8 @@ class Settings(LibrarySettings):
     """Messages a lane holds unacknowledged."""
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Commands of a lane that are committed together at most."""
+    outage_hold: Annotated[float, Field(gt=0, le=600)] = 60.0
+    """Seconds a lane keeps what it cannot commit; then the broker gets it back until the database stores again."""
     publish_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds the broker has to confirm an event."""
 

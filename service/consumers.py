@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -39,6 +39,20 @@ _WATCH_SECONDS: Final = 1.0
 _GONE_SECONDS: Final = 5.0
 
 
+class Intake(Protocol):
+    """What brings a lane its deliveries, and takes them back when there is no use for them."""
+
+    async def pause(self, queue: str) -> None:
+        """Give back to the broker what was delivered and not settled, in order, and take no more."""
+
+    async def resume(self, queue: str) -> None:
+        """Have deliveries again; raises one of `BROKEN_LINK` if the broker does not answer."""
+
+
+class _HeldTooLongError(Exception):
+    """An outage has lasted longer than deliveries should be kept from the broker."""
+
+
 class _Delivery(NamedTuple):
     """A message, decoded, and what it takes to settle it."""
 
@@ -58,8 +72,13 @@ class Lane:
         *,
         batch_size: int,
         committed: Callable[[], None] = lambda: None,
+        intake: Intake | None = None,
+        hold_seconds: float = 60.0,
     ) -> None:
-        """``committed`` is called after each commit: there may be events to publish."""
+        """``committed`` is called after each commit: there may be events to publish.
+
+        In an outage a batch is held for ``hold_seconds``, and then given back to ``intake`` until it is over.
+        """
         self.queue = queue
         self.is_held = False
         """Whether an outage keeps the lane from committing."""
@@ -67,6 +86,8 @@ class Lane:
         self._publisher = publisher
         self._batch_size = batch_size
         self._committed = committed
+        self._intake = intake
+        self._hold_seconds = hold_seconds
         self._arrived: deque[_Delivery] = deque()
         self._not_empty = asyncio.Event()
         self._idle = asyncio.Event()
@@ -85,8 +106,11 @@ class Lane:
             await self._not_empty.wait()
             await self._while_more_arrive()
             batch = self._take()
-            if batch:
-                await self._carry_out(batch)
+            try:
+                if batch:
+                    await self._carry_out(batch)
+            except _HeldTooLongError:
+                await self._sit_out()
             if not self._arrived:
                 self._not_empty.clear()
                 self._idle.set()
@@ -128,6 +152,7 @@ class Lane:
     async def _until_committed(self, batch: list[Task]) -> list[Reply]:
         """An outage is never the messages' fault: hold them and try again until the database answers."""
         pause = 0.05
+        held_since = time.monotonic()
         while True:
             try:
                 replies = await self._executor.carry_out(batch)
@@ -137,11 +162,40 @@ class Lane:
                 self.is_held = True
                 OUTAGES.labels(lane=self.queue).inc()
                 log.warning("batch_held", lane=self.queue, size=len(batch), error=type(error).__name__)
+                if self._intake is not None and time.monotonic() - held_since > self._hold_seconds:
+                    raise _HeldTooLongError from error
                 await asyncio.sleep(random.uniform(pause / 2, pause))
                 pause = min(pause * 2, 1.0)
             else:
                 self.is_held = False
                 return replies
+
+    async def _sit_out(self) -> None:
+        """Wait for the end of an outage with nothing in hand, so that the broker does not lose patience with us.
+
+        It takes deliveries back from who keeps them for too long, closing the channel, and counts each time; here
+        they are given back once, and taken again when the database stores something.
+        """
+        assert self._intake is not None  # noqa: S101 - who has none holds on
+        log.warning("intake_paused", lane=self.queue, seconds=self._hold_seconds)
+        await self._intake.pause(self.queue)
+        # What arrived is on its way again; a goodbye need not wait for it.
+        self._arrived.clear()
+        self._idle.set()
+        pause = 0.5
+        while True:
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, 5.0)
+            if not await self._executor.can_commit():
+                continue
+            try:
+                await self._intake.resume(self.queue)
+            except BROKEN_LINK as error:
+                log.warning("intake_not_resumed", lane=self.queue, error=type(error).__name__)
+                continue
+            self.is_held = False
+            log.info("intake_resumed", lane=self.queue)
+            return
 
 
 async def _acknowledge(batch: list[_Delivery]) -> None:
@@ -234,6 +288,7 @@ class Consumers:
             logger=None,
         )
         self._subscribers: dict[str, RabbitSubscriber] = {}
+        self._paused: set[str] = set()
 
     def subscribe(self, queue: str, take: Take, *, prefetch: int) -> None:
         """Have ``take`` called with each delivery of a queue that exists, on a channel of its own."""
@@ -250,6 +305,24 @@ class Consumers:
 
     async def start(self) -> None:
         await self._broker.start()
+
+    async def pause(self, queue: str) -> None:
+        """Close the channel of a queue's subscription: the broker puts what it had delivered back to the head."""
+        self._paused.add(queue)
+        subscribed = self._subscribers[queue]._queue_obj  # noqa: SLF001 - tested in test_consumers
+        if subscribed is not None:
+            with suppress(*BROKEN_LINK), lost_links_as_errors():
+                async with asyncio.timeout(5):
+                    await subscribed.channel.close()
+
+    async def resume(self, queue: str) -> None:
+        """Open it again, with its subscription."""
+        subscribed = self._subscribers[queue]._queue_obj  # noqa: SLF001 - tested in test_consumers
+        if subscribed is not None:
+            with lost_links_as_errors():
+                async with asyncio.timeout(5):
+                    await subscribed.channel.reopen()
+        self._paused.discard(queue)
 
     async def stop_intake(self) -> None:
         """Cancel the subscriptions and keep the channels, so that what was delivered can still be settled."""
@@ -276,7 +349,7 @@ class Consumers:
         gone_since: float | None = None
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            missing = await self.missing()
+            missing = [queue for queue in await self.missing() if queue not in self._paused]
             try:
                 await self._look(link)
             except ChannelNotFoundEntity as error:

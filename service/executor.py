@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from contracts.base import COMMAND_TYPES, Command, ErrorBody, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
-from service import dead_letters, inbox
+from service import dead_letters, inbox, producers
 from service.commands import HANDLERS
 from service.database import SessionMaker
 from service.errors import is_transient, reason, refusal_for
@@ -104,6 +104,17 @@ class Executor:
                 raise
             return await self._one_by_one(tasks, error)
 
+    async def can_commit(self) -> bool:
+        """Whether the database stores something, seen by storing something and taking it away again."""
+        try:
+            async with self._sessions.begin() as session:
+                await inbox.probe(session)
+        except Exception as error:
+            if is_transient(error):
+                return False
+            raise
+        return True
+
     async def _one_by_one(self, tasks: Sequence[Task], error: Exception) -> list[Reply]:
         """The commit itself failed, so no savepoint could tell whose fault it was: commit each alone."""
         if len(tasks) > 1:
@@ -124,6 +135,7 @@ class Executor:
                 await attempt.take(task)
             await attempt.carry_out_runs()
             await inbox.remember(session, attempt.handled)
+            await producers.note(session, (task.received.headers for task in tasks))
         return _report(tasks)
 
     async def _judge_senders(self, session: AsyncSession, tasks: Sequence[Task]) -> None:

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from sqlalchemy import text, update
+from sqlalchemy import delete, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.models import InboxMessage
@@ -88,3 +88,10 @@ async def replace(session: AsyncSession, handled: Handled) -> None:
         .where(InboxMessage.message_id == handled.message_id)
         .values(refused=handled.refused, reply=handled.reply, row_id=handled.row_id)
     )
+
+
+async def probe(session: AsyncSession) -> None:
+    """Write and delete a note, to see that notes can be written."""
+    note = {"message_id": uuid4(), "command": "probe", "payload_hash": b""}
+    await session.execute(insert(InboxMessage), [note])
+    await session.execute(delete(InboxMessage).where(InboxMessage.message_id == note["message_id"]))

@@ -142,8 +142,10 @@ class LookupServer:
             derived = answer.derive(value)
             return await self.answer(derived, fresh=fresh) if isinstance(derived, Lookup) else _dump(lookup, derived)
         key = answer.key(lookup) if answer.key is not None else None
-        if key is None or fresh or not self._cache_is_current():
+        if key is None or fresh:
             return await self._load(lookup, answer)
+        if not self._cache_is_current():
+            return await self._cache.around(key, lambda: self._load(lookup, answer))
         return await self._cache.get(key, lambda: self._load(lookup, answer), ttl=answer.ttl)
 
     async def _load(self, lookup: Lookup[Any], answer: Answer) -> bytes:

@@ -32,6 +32,9 @@ LANE_WAITING = Gauge(
 OUTAGES = Counter(
     "persistence_held_batches_total", "Attempts to commit that failed for an outage.", ["lane"], registry=REGISTRY
 )
+COMMANDS_MISSING = Counter(
+    "persistence_commands_missing_total", "Numbers of producers that did not arrive.", registry=REGISTRY
+)
 LOOKUPS_ANSWERED = Counter(
     "persistence_lookups_total",
     "Lookups answered, by outcome: ok or the code of the refusal.",

@@ -1,6 +1,7 @@
 """Publishes events and answers, on a connection of its own: a broker that blocks publishers must not block acks."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from service.config import Settings
 log = structlog.get_logger()
 
 _ANSWER_SECONDS: Final = 15.0
+_MUTE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Publisher:
     def __init__(self, settings: Settings) -> None:
         url = settings.rabbitmq_url.get_secret_value()
         self._timeout = settings.publish_timeout
+        self._mute_until = 0.0
         self._events = Link(url, name="persistence-events", heartbeat=settings.rabbitmq_heartbeat)
         self._replies = Link(
             url, name="persistence-replies", heartbeat=settings.rabbitmq_heartbeat, confirms=False, timeout=2
@@ -74,6 +77,8 @@ class Publisher:
         """Send an answer, and never fail: who asked and is gone has no use for it."""
         body = reply if isinstance(reply, bytes) else reply.model_dump_json(exclude_none=True).encode()
         message = Message(body, content_type="application/json", correlation_id=correlation_id)
+        if time.monotonic() < self._mute_until:
+            return
         try:
             # As long as askers wait: a burst of answers takes its time on a busy machine.
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -81,6 +86,9 @@ class Publisher:
                 with lost_links_as_errors():
                     await channel.default_exchange.publish(message, queue, mandatory=False)
         except BROKEN_LINK as error:
+            if isinstance(error, TimeoutError):
+                # A broker that takes nothing must not hold up the lane once for each answer of a batch.
+                self._mute_until = time.monotonic() + _MUTE_SECONDS
             log.warning("answer_not_sent", error=type(error).__name__)
 
 

@@ -168,7 +168,15 @@ PROPERTIES: Final[dict[str, dict[str, Any]]] = {
         schema_version=_SCHEMA_VERSION,
         traceparent=_TRACEPARENT,
         partition_key=_text("The bot's id as text. Where lanes are split, messages of one key keep their order."),
-        producer_sequence={"type": "integer", "minimum": 0, "description": "The sender's own count, for the record."},
+        producer=_text("Who counts, where producer_sequence is given.", format="uuid"),
+        producer_sequence={
+            "type": "integer",
+            "minimum": 1,
+            "description": (
+                "The number of the command among all that the producer ever sent, without a gap. One that is missing "
+                "for 30 s is announced by producer.gap_found."
+            ),
+        },
     ),
     "CommandProperties": _object(
         ("message_id", "delivery_mode"),

@@ -12,6 +12,7 @@ from rich.console import Console
 from service import schema
 from service.app import StartError, serve
 from service.cli import dead_letters, jobs
+from service.cli.audit import audit
 from service.cli.check import check
 from service.cli.keys import keygen, rotate_key
 from service.config import Settings, SettingsError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(jobs.app, name="jobs")
+app.command()(audit)
 app.command()(check)
 app.command()(keygen)
 app.command(name="rotate-key")(rotate_key)

@@ -5,7 +5,15 @@ from service.models.bot import Bot, BotExchange, BotLog
 from service.models.exchange import CatExchange, CatExchangeParam, Exchange, ExchangeCredential, ExchangeParam
 from service.models.feed import Feed
 from service.models.job import JobRun
-from service.models.messaging import DeadLetter, EventStream, InboxMessage, Lease, OutboxEvent
+from service.models.messaging import (
+    DeadLetter,
+    EventStream,
+    InboxMessage,
+    Lease,
+    OutboxEvent,
+    Producer,
+    ProducerNumber,
+)
 from service.models.order import OPEN_STATUSES, Order
 from service.models.simulation import Simulation
 from service.models.strategy import CatStrategy, CatStrategyParam, Strategy, StrategyParam
@@ -38,6 +46,8 @@ __all__ = [
     "Order",
     "OutboxEvent",
     "Position",
+    "Producer",
+    "ProducerNumber",
     "RoleEnum",
     "Simulation",
     "Strategy",

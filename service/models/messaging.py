@@ -70,6 +70,25 @@ class EventStream(Base):
     sequence: Mapped[int] = mapped_column(BigInteger)
 
 
+class Producer(Base):
+    """A sender that numbers its commands, and up to which number all have arrived or were given up."""
+
+    __tablename__ = "producers"
+
+    producer: Mapped[UUID] = mapped_column(primary_key=True)
+    complete_to: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProducerNumber(Base):
+    """A number that has arrived, until all before it have."""
+
+    __tablename__ = "producer_numbers"
+
+    producer: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    received_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Lease(Base):
     """Who does at present what one instance at a time may do. Times are the database's, not a host's."""
 

@@ -232,6 +232,19 @@ class TestAReaderThatIsOvertaken:
 
         assert loads == [b"1", b"2"]
 
+    async def test_who_went_around_the_cache_reads_nothing_older_from_it_later(
+        self, shared: SharedService, redis: Redis, desk: Desk
+    ) -> None:
+        cache = LeasedCache(redis, namespace="race")
+
+        async def load(value: bytes) -> bytes:
+            return value
+
+        assert await cache.get(key(desk), lambda: load(b"old")) == b"old"
+        assert await cache.around(key(desk), lambda: load(b"new")) == b"new"
+
+        assert await cache.get(key(desk), lambda: load(b"new")) == b"new"
+
     async def test_is_not_waited_for_by_another_reader_after_the_change(
         self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
     ) -> None:

@@ -14,13 +14,14 @@ from redis.asyncio import Redis
 from contracts import AddSymbol, GetSymbol, GetSymbolsByExchange, Refusal, SaveBotLog, SymbolUpdates, UpdateSymbol
 from contracts.client import PersistenceClient
 from contracts.errors import ErrorCode
+from contracts.topology import Lane
 from deploy.servers import URL_VARIABLES, Servers, running
 from service import schema
 from service.config import Settings
 from tests.builders import Desk, a_desk
 from tests.conftest import RunningService, StartService, _settings
 from tests.e2e.proxy import Proxy
-from tests.e2e.run import Load, Run, stored_are
+from tests.e2e.run import Load, Run, holds, stored, stored_are
 from tests.e2e.wire import eventually, http, management, ready, value
 from tests.fresh import execute, with_path
 
@@ -122,6 +123,37 @@ class TestAnAbsentDatabase:
         assert (refusal.value.code, refusal.value.retryable) == (ErrorCode.UNAVAILABLE, True)
         assert (status, said["database"]) == (503, "does not commit for persistence.trading, persistence.bot_logs")
         assert await value(service.database_url, "SELECT count(*) FROM dead_letters") == 0
+
+    async def test_for_long_gives_the_commands_back_to_the_broker_until_it_stores_again(
+        self, start_service: StartService, settings: Settings
+    ) -> None:
+        async with Proxy(settings.database_url.get_secret_value()) as link:
+            service = await start_service(DATABASE_URL=link.url, OUTAGE_HOLD="1", RABBITMQ_PREFETCH="100")
+            service.database_url = settings.database_url.get_secret_value()
+            async with Run.of(service) as run:
+                before = [run.desk.trade() for _ in range(10)]
+                for trade in before:
+                    await run.client.publish(trade)
+                await eventually(lambda: stored_are(service.database_url, len(before)))
+                await link.shut()
+                trades = [run.desk.trade() for _ in range(50)]
+                for trade in trades:
+                    await run.client.publish(trade)
+                # In nobody's hands: the broker has no delivery to lose patience with.
+                await eventually(lambda: holds(service.rabbitmq_url, Lane.TRADING.queue, 50), seconds=20)
+                assert (await ready(service.http))[0] == 503
+                await asyncio.sleep(7)  # longer than a lost subscription is put up with
+                assert service.process.returncode is None
+                trades += [run.desk.trade() for _ in range(50)]
+                for trade in trades[50:]:
+                    await run.client.publish(trade)
+                assert await holds(service.rabbitmq_url, Lane.TRADING.queue, 100)
+                await link.open()
+
+                await becomes_ready(service)
+                await run.has_exactly([*before, *trades], service=service, repeated=0)
+                stored_order = [row.ex_trade_id for row in await stored(service.database_url, run.desk)]
+                assert stored_order == [trade.ex_trade_id for trade in (*before, *trades)]
 
 
 class TestAnAbsentCache:

@@ -23,6 +23,7 @@ from tests.conftest import REPOSITORY, RunningService, StartService
 from tests.e2e.conftest import SharedService
 from tests.e2e.proxy import Proxy
 from tests.e2e.wire import eventually, http, ready
+from tests.fresh import execute
 
 Change = Callable[[dict[str, str]], dict[str, str | None]]
 
@@ -91,6 +92,18 @@ class TestAStart:
 
         assert re.search("^persistence: DATABASE_URL: .*run `persistence migrate`", complaint), complaint
 
+    async def test_on_a_database_that_forgets_with_the_power_is_refused(
+        self, shared: SharedService, database_url: str
+    ) -> None:
+        name = urlsplit(database_url).path.removeprefix("/")
+        await execute(database_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+
+        complaint = await refuses({**shared.environment, "DATABASE_URL": database_url}, "serve")
+
+        assert re.search(r"^persistence: DATABASE_URL: .*synchronous_commit = off.*set it to on", complaint), (
+            complaint
+        )
+
     async def test_on_a_taken_port_names_the_setting(self, shared: SharedService) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -114,6 +127,10 @@ class TestAnotherCommand:
             pytest.param(["migrate"], put(DATABASE_URL=None), "DATABASE_URL", id="migrate without a setting"),
             pytest.param(
                 ["migrate"], url("DATABASE_URL", address="127.0.0.1:1"), "DATABASE_URL", id="migrate, no database"
+            ),
+            pytest.param(["audit"], put(DATABASE_URL=None), "DATABASE_URL", id="audit without a setting"),
+            pytest.param(
+                ["audit"], url("DATABASE_URL", address="127.0.0.1:1"), "DATABASE_URL", id="audit, no database"
             ),
             pytest.param(["check"], put(RABBITMQ_URL=None), "RABBITMQ_URL", id="check without a setting"),
             pytest.param(

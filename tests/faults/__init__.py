@@ -1,0 +1,1 @@
+"""What happens when everything breaks: the process at every await, the servers at any moment, the code on purpose."""

@@ -1,0 +1,77 @@
+"""``make chaos MINUTES=5 SEED=1``: faults in an order that the seed gives, on private servers, then the verdict."""
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.faults.checker import Checker
+from tests.faults.nemesis import FAULTS
+from tests.faults.run import Run
+from tests.faults.world import World, private_servers
+
+say = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
+
+
+async def chaos(minutes: float, seed: int, folder: Path, only: str | None = None) -> bool:
+    """Whether everything held."""
+    names = [name for name in FAULTS if only is None or only in name]
+    async with private_servers() as servers:
+        say(f"seed {seed}, {minutes:g} minutes, {servers.way}")
+        async with World.open(servers, folder, seed=seed) as world:
+            started = time.monotonic()
+
+            def tell(line: str) -> None:
+                say(f"{time.monotonic() - started:7.1f} s  {line}")
+
+            run = Run(world, seed=seed, tell=tell)
+            await run.begin()
+            await asyncio.sleep(1)
+            is_late = False
+            while time.monotonic() - started < minutes * 60:
+                # Each once, in an order of the seed, and then again.
+                run.chance.shuffle(names)
+                for name in names:
+                    if time.monotonic() - started < minutes * 60:
+                        await run.suffer(name)
+                        await asyncio.sleep(run.chance.uniform(0, 0.5))
+                    if not is_late and time.monotonic() - started > minutes * 20:
+                        await run.subscribers.join_late()
+                        is_late = True
+            evidence = await run.end()
+    checker = Checker(evidence)
+    counts = Counter(fault.name for fault in evidence.faults)
+    times = sorted(fault.recovered for fault in evidence.faults if fault.recovered is not None)
+    say(f"\n{len(evidence.trades)} trades, {len(evidence.logs)} log entries, {len(evidence.letters)} dead letters")
+    say(
+        f"{sum(counts.values())} faults of {len(counts)} kinds; each at least {min(counts.values(), default=0)} times"
+    )
+    if times:
+        say(f"work went on after {times[len(times) // 2]:.2f} s (median), {times[-1]:.2f} s (at most)")
+    say(checker.report())
+    say("everything held" if not checker.violations else f"{len(checker.violations)} violations; see {folder}")
+    return not checker.violations
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", help="faults whose name holds this word")
+    options = parser.parse_args()
+    # The libraries tell of each fault what is told here anyway.
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    # Kept for who wants to look.
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    return 0 if asyncio.run(chaos(options.minutes, options.seed, folder, options.only)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Bugs put into the code on purpose, in a process of the test only, to see that the checker finds each of them.
+
+A bug is a change of the source, made while a module is compiled. One that no longer fits the source is an error.
+"""
+
+import ast
+import runpy
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tests.faults.points import compile_changed
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What is replaced in which module, and which invariants have to notice."""
+
+    changes: Mapping[str, tuple[tuple[str, str], ...]]
+    found_by: frozenset[str]
+    statement: str = ""
+    """What has to happen to the database first."""
+    side: str = "service"
+    """Whose code it is: the service's, or that of its customers."""
+
+
+def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str = "", side: str = "service") -> Bug:
+    return Bug({module: changes}, frozenset(found_by.split()), statement, side)
+
+
+_COMMIT: Final = "        replies = await self._until_committed(received)\n"
+_REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
+_REPORT: Final = "        return _report(tasks)\n"
+_PUBLISH: Final = "        await self._publisher.publish_events([_publication(row, sequences) for row in rows])\n"
+_OTHER_TRANSACTION: Final = """\
+{indent}if changes:
+{indent}    from sqlalchemy import insert
+{indent}    from service.models import OutboxEvent
+{indent}    async with self._sessions.begin() as other:
+{indent}        await other.execute(insert(OutboxEvent), [outbox._row(run) for run in outbox._runs(changes)])
+"""
+_PUBLISH_LATER: Final = """\
+        publishing = self._publisher.publish_events([_publication(row, sequences) for row in rows])
+        _under_way.append(asyncio.create_task(publishing))
+"""
+_FORGOTTEN: Final = "        self._sequences = sequences\n        for row in rows:"
+_AGAIN: Final = "                # Full jitter on a doubling base"
+_HELD: Final = (
+    "                if not is_transient(error):\n                    raise\n                self.is_held = True"
+)
+_TAKE_CHANGES: Final = """\
+            await inbox.remember(session, attempt.handled)
+            from service import outbox
+            changes = list(session.info.get(outbox._PENDING, []))
+            session.info.get(outbox._PENDING, []).clear()
+"""
+
+BUGS: Final[Mapping[str, Bug]] = {
+    "acknowledges before the commit": _bug(
+        "service.consumers",
+        ("        await _acknowledge(batch)\n\n", "\n"),
+        (_COMMIT, f"        await _acknowledge(batch)\n{_COMMIT}"),
+        found_by="I1",
+    ),
+    "publishes before the commit": _bug(
+        "service.executor",
+        (_REMEMBER, _TAKE_CHANGES + _OTHER_TRANSACTION.format(indent=" " * 12)),
+        found_by="I6",
+    ),
+    "announces in a transaction of its own": _bug(
+        "service.executor",
+        (_REMEMBER, _TAKE_CHANGES),
+        (_REPORT, _OTHER_TRANSACTION.format(indent=" " * 8) + _REPORT),
+        found_by="I6",
+    ),
+    "forgets which messages it handled": _bug(
+        "service.inbox",
+        ("    return {row.message_id: Handled(*row) for row in rows}", "    return {}"),
+        ('CAST(:row_ids AS bigint[]))"', 'CAST(:row_ids AS bigint[])) ON CONFLICT DO NOTHING"'),
+        found_by="I3 I4",
+    ),
+    "knows a repetition by its message id only": Bug(
+        {
+            "service.repositories.trade_statements": (
+                ("    ON CONFLICT (ex_id, ex_trade_id) WHERE ex_trade_id IS NOT NULL DO NOTHING\n", ""),
+            ),
+            "service.repositories.trade": (
+                (
+                    'index_elements=["ex_id", "ex_trade_id"], index_where=Trade.ex_trade_id.is_not(None)\n',
+                    "\n",
+                ),
+            ),
+        },
+        frozenset({"I3"}),
+        "DROP INDEX uq_trades_ex_id_ex_trade_id",
+    ),
+    "swallows another content under a known id": _bug(
+        "service.executor",
+        ("if before is not None and before.payload_hash != task.payload_hash:", "if False:"),
+        found_by="I4",
+    ),
+    "takes a returned message for a stored one": _bug(
+        "contracts.client",
+        (
+            "            except (PublishError, ChannelNotFoundEntity):\n",
+            "            except PublishError:\n                return\n            except ChannelNotFoundEntity:\n",
+        ),
+        found_by="I1",
+        side="customers",
+    ),
+    "acknowledges the newest delivery": _bug(
+        "service.consumers",
+        ("        await _acknowledge(batch)\n\n", "        await _acknowledge([*batch, *self._arrived])\n\n"),
+        found_by="I1",
+    ),
+    "reads the outbox behind a watermark": _bug(
+        "service.relay",
+        ('_LEASE = "relay"\n', '_LEASE = "relay"\n_seen = [0]\n'),
+        (".where(is_held).order_by(", ".where(is_held, OutboxEvent.id > _seen[0]).order_by("),
+        (_PUBLISH, f"{_PUBLISH}        _seen[0] = rows[-1].id\n"),
+        found_by="I6 I7",
+    ),
+    "does not wait for confirms": _bug(
+        "service.relay",
+        ('_LEASE = "relay"\n', '_LEASE = "relay"\n_under_way = []\n'),
+        (_PUBLISH, _PUBLISH_LATER),
+        found_by="I6",
+    ),
+    "deletes and then publishes": _bug(
+        "service.relay",
+        (_PUBLISH, "        events = [_publication(row, sequences) for row in rows]\n"),
+        (_FORGOTTEN, f"        await self._publisher.publish_events(events)\n{_FORGOTTEN}"),
+        found_by="I6",
+    ),
+    "sends again under a new id": _bug(
+        "contracts.client",
+        (
+            _AGAIN,
+            f"                message.message_id = str(new_message_id())\n{_AGAIN}",
+        ),
+        found_by="I3",
+        side="customers",
+    ),
+    "gives held messages back": _bug(
+        "service.consumers",
+        (
+            _COMMIT,
+            """\
+        try:
+            replies = await self._executor.execute(received)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            for delivery in batch:
+                await delivery.channel.basic_nack(delivery.message.delivery_tag, requeue=True)
+            return
+""",
+        ),
+        found_by="I5",
+    ),
+    "caches without a lease": _bug(
+        "contracts.leased_cache",
+        (
+            "        stored = await self._swap(keys=[name], args=[lease, _VALUE + nonce + value, ttl])\n",
+            "        stored = await self._redis.set(name, _VALUE + nonce + value, px=ttl)\n",
+        ),
+        found_by="I8",
+        side="customers",
+    ),
+    "invalidates before the commit": _bug(
+        "service.outbox",
+        (
+            "    session.execute(insert(OutboxEvent), [_row(run) for run in _runs(changes)])\n",
+            """\
+    session.execute(insert(OutboxEvent), [_row(run) | {"stale_keys": []} for run in _runs(changes)])
+    import os, redis
+    with redis.Redis.from_url(os.environ["REDIS_URL"]) as cache:
+        for name in {f"c:{of}:1:{key}" for c in changes for key in c.stale_keys for of in ("persistence", "readers")}:
+            cache.unlink(name)
+""",
+        ),
+        found_by="I8",
+    ),
+    "answers whoever asked last": _bug(
+        "service.consumers",
+        (
+            "command.answerable, command.correlation_id, reply",
+            "command.answerable, received[-1].correlation_id, reply",
+        ),
+        found_by="I9",
+    ),
+    "acknowledges whatever happened": _bug(
+        "service.consumers",
+        (
+            _HELD,
+            "                return [Reply(ok=True) for _ in batch]",
+        ),
+        found_by="I1",
+    ),
+    "takes a lost link for a confirm": _bug(
+        "contracts.amqp",
+        ('        raise ConnectionError("the link to the broker was lost") from None', "        return"),
+        found_by="I6",
+    ),
+}
+
+
+def plant(name: str) -> None:
+    """Have this process run with a bug, from before anything of it is imported."""
+    bug = BUGS[name]
+    compile_changed(frozenset(bug.changes), lambda module, source: ast.parse(changed(module, source, bug)))
+
+
+def changed(module: str, source: str, bug: Bug) -> str:
+    """The source of a module with the bug in it."""
+    for old, new in bug.changes[module]:
+        if source.count(old) != 1:
+            raise ValueError(f"{module} has {source.count(old)} places for this bug: {old!r}")
+        source = source.replace(old, new)
+    return source
+
+
+if __name__ == "__main__":
+    plant(sys.argv.pop(1))
+    sys.argv[0] = "persistence"
+    runpy.run_module("service", run_name="__main__")

@@ -1,0 +1,58 @@
+"""A process that dies at any await from delivery to acknowledgement, or from read to delete, harms nothing."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from service.config import Settings
+from tests.faults.crash_points import DISTURBANCES, Range
+from tests.faults.points import Moment
+
+ALL = os.environ.get("CRASH_POINTS") == "all"
+SHARE = 14
+"""How many of the moments are tried when not all are, spread over the way."""
+TRIES = 4
+"""How often a workload is sent to come by a moment: how often an await waits depends on what arrives when."""
+
+
+@pytest.mark.timeout(3_600)
+async def test_a_death_at_any_await_loses_nothing_and_doubles_nothing(settings: Settings, tmp_path: Path) -> None:
+    async with Range.open(settings, tmp_path) as range_:
+        # Where services come by, and under which circumstances, is where they can die.
+        circumstances: dict[Moment, str] = {}
+        for disturbance in DISTURBANCES:
+            assert await range_.fire(None, disturbance) == []
+            circumstances = {moment: circumstances.get(moment, disturbance) for moment in range_.seen()}
+        chosen = list(circumstances)
+        missed = [
+            str(point)
+            for point in range_.points
+            if point.is_required and not any(moment.point == point for moment in chosen)
+        ]
+        assert not missed, f"no workload comes by {missed}"
+
+        chosen = chosen if ALL else chosen[:: max(1, len(chosen) // SHARE)]
+        started = time.monotonic()
+        failures = {}
+        seldom = []
+        for number, moment in enumerate(chosen, 1):
+            for _ in range(TRIES):
+                wrong = await range_.fire(moment, circumstances[moment])
+                if moment in range_.killed:
+                    break
+            if moment not in range_.killed and moment.is_incidental:
+                # Statements are prepared, and answers come in pieces, now and then.
+                seldom.append(str(moment))
+            elif wrong:
+                failures[str(moment)] = wrong
+            tell(number, len(chosen), moment, wrong, time.monotonic() - started)
+        assert failures == {}
+        assert len(range_.killed) == len(chosen) - len(seldom)
+        assert await range_.finish() == []
+
+
+def tell(number: int, of: int, moment: Moment, wrong: list[str], seconds: float) -> None:
+    if ALL:
+        print(f"{number}/{of} {seconds:6.1f} s  {moment}  {'; '.join(wrong) or 'ok'}", flush=True)  # noqa: T201
