@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import sqlalchemy
-from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, func, inspect, select
+from sqlalchemy import ColumnElement, PrimaryKeyConstraint, UniqueConstraint, any_, func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -176,14 +176,20 @@ class Gone(NamedTuple):
     """The highest of their ids."""
 
 
+def _some(key: InstrumentedAttribute[int], *conditions: Any) -> ColumnElement[bool]:
+    some = select(key).where(*conditions).limit(_ROWS_PER_DELETE).scalar_subquery()
+    # As an array, because of ``IN`` the planner expects so many that it reads the table from end to end.
+    return key == any_(func.array(some))
+
+
 async def delete_by_owner(
     session: AsyncSession, key: InstrumentedAttribute[int], owner: InstrumentedAttribute[int], *conditions: Any
 ) -> dict[int, Gone]:
     """Delete the rows that meet ``conditions``, not too many at a time for one statement; says whose they were."""
     deleted: dict[int, Gone] = {}
     while True:
-        some = select(key).where(*conditions).limit(_ROWS_PER_DELETE)
-        rows = sqlalchemy.delete(key.class_).where(key.in_(some)).returning(owner.label("owner"), key.label("id"))
+        some = _some(key, *conditions)
+        rows = sqlalchemy.delete(key.class_).where(some).returning(owner.label("owner"), key.label("id"))
         gone = rows.cte("gone")
         step = (
             await session.execute(
@@ -201,9 +207,10 @@ async def delete_in_steps(session: AsyncSession, key: InstrumentedAttribute[int]
     """Delete the rows that meet ``conditions``, not too many at a time for one statement; gives their number."""
     deleted = 0
     while True:
-        some = select(key).where(*conditions).limit(_ROWS_PER_DELETE)
+        some = _some(key, *conditions)
         result = await session.execute(
-            sqlalchemy.delete(key.class_).where(key.in_(some)), execution_options={"synchronize_session": False}
+            sqlalchemy.delete(key.class_).where(some),
+            execution_options={"synchronize_session": False},
         )
         step: int = result.rowcount  # type: ignore[attr-defined]
         deleted += step
