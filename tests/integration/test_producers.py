@@ -11,7 +11,7 @@ from service.executor import Executor
 from tests.builders import Desk, received
 from tests.observe import events
 
-_PRODUCER = str(uuid4())
+_PRODUCER = "01989e1e-5f00-7000-8000-000000000001"
 
 
 async def send(executor: Executor, desk: Desk, *numbers: Any, producer: Any = _PRODUCER) -> None:
