@@ -61,7 +61,7 @@ def main() -> None:
     """Entry point: every foreseeable failure is one line that says what to do, and exit code 2."""
     # What libraries log about a failure is in the one line that this command says about it.
     logging.basicConfig(handlers=[logging.NullHandler()])
-    # What a command gives stands alone on its standard output, for programs to read; `serve` logs as its settings say.
+    # What a command gives stands alone on standard output, for programs to read; `serve` logs as its settings say.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

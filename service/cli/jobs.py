@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import asyncpg
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service import jobs
 from service.app import StartError
-from service.config import Settings
+from service.config import LibrarySettings
 from service.database import build_engine, build_session_maker
 from service.errors import advice, reason
 from service.jobs.cleanup import would_remove
@@ -30,13 +31,13 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
     """List runs that are due or were done."""
-    runs = _in_words(_runs(Settings.read()))
+    runs = _in_words(_runs(LibrarySettings.read()))
     if as_json:
-        print(json.dumps(runs, indent=2))
+        print(json.dumps(runs, indent=2, default=datetime.isoformat))
         return
     table = Table("job", "due", "last success", "seconds", "rows", "failures", title="Jobs")
     for run in runs:
-        table.add_row(*(str(run[name] if run[name] is not None else "") for name in run if name != "error"))
+        table.add_row(*(_cell(value) for name, value in run.items() if name != "error"))
     Console().print(table if runs else "No job has been scheduled yet: start the service.")
 
 
@@ -53,7 +54,7 @@ def run(
         raise typer.BadParameter("--dry-run and --older-than-days are for cleanup")
     if cat_ex_id is not None and name != "warming":
         raise typer.BadParameter("--cat-ex-id is for warming")
-    settings = Settings.read()
+    settings = LibrarySettings.read()
     asked = {"older_than_days": older_than_days, "cat_ex_id": cat_ex_id}
     parameters = {option: value for option, value in asked.items() if value is not None}
     work = _foresee(settings, older_than_days) if dry_run else _run(settings, name, parameters)
@@ -69,7 +70,13 @@ def run(
     print(f"{name} {verb}: " + (", ".join(f"{kind} {number}" for kind, number in done.items()) or "nothing"))
 
 
-async def _runs(settings: Settings) -> list[dict[str, Any]]:
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    return "" if value is None else str(value)
+
+
+async def _runs(settings: LibrarySettings) -> list[dict[str, Any]]:
     engine = build_engine(settings)
     try:
         async with build_session_maker(engine)() as session:
@@ -79,8 +86,8 @@ async def _runs(settings: Settings) -> list[dict[str, Any]]:
     return [
         {
             "job": run.job,
-            "due_at": f"{run.due_at:%Y-%m-%d %H:%M}",
-            "succeeded_at": f"{run.succeeded_at:%Y-%m-%d %H:%M}" if run.succeeded_at else None,
+            "due_at": run.due_at,
+            "succeeded_at": run.succeeded_at,
             "seconds": round(run.seconds, 2) if run.seconds is not None else None,
             "rows": run.rows,
             "failures": run.failures,
@@ -90,7 +97,7 @@ async def _runs(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-async def _run(settings: Settings, name: str, parameters: dict[str, Any]) -> dict[str, int]:
+async def _run(settings: LibrarySettings, name: str, parameters: dict[str, Any]) -> dict[str, int]:
     console = Console(stderr=True, highlight=False)
 
     def show(done: Counter[str]) -> None:
@@ -101,7 +108,7 @@ async def _run(settings: Settings, name: str, parameters: dict[str, Any]) -> dic
         return dict(await scheduler.run_now(name, parameters, report=show))
 
 
-async def _foresee(settings: Settings, older_than_days: int | None) -> dict[str, int]:
+async def _foresee(settings: LibrarySettings, older_than_days: int | None) -> dict[str, int]:
     engine = build_engine(settings)
     try:
         async with build_session_maker(engine)() as session:
