@@ -171,13 +171,14 @@ BUGS: Final[Mapping[str, Bug]] = {
     "invalidates before the commit": _bug(
         "service.outbox",
         (
-            "    session.execute(insert(OutboxEvent), [_row(run) for run in _runs(changes)])\n",
+            "    session.execute(insert(OutboxEvent), rows)\n",
             """\
-    session.execute(insert(OutboxEvent), [_row(run) | {"stale_keys": []} for run in _runs(changes)])
     import os, redis
     with redis.Redis.from_url(os.environ["REDIS_URL"]) as cache:
         for name in {f"c:{of}:1:{key}" for c in changes for key in c.stale_keys for of in ("persistence", "readers")}:
             cache.unlink(name)
+    rows = [row | {"stale_keys": []} for row in rows]
+    session.execute(insert(OutboxEvent), rows)
 """,
         ),
         found_by="I8",
