@@ -84,10 +84,14 @@ async def end_to_end(servers: Servers, scale: float) -> list[Result]:
 
 
 async def relay(servers: Servers, scale: float) -> list[Result]:
-    """Events per second from the outbox to the broker, persistent and confirmed."""
-    value = await announce.relay(servers, round(20_000 * scale))
+    """Changes per second from the outbox to the broker, persistent and confirmed."""
+    together = await announce.relay(servers, round(200_000 * scale), per_event=100)
+    single = await announce.relay(servers, round(20_000 * scale), per_event=1)
     baseline = await announce.faststream_outbox(servers, round(6_000 * scale))
-    return [compared("relay", value, "events/s", baseline=baseline, limit=None)]
+    return [
+        compared("relay, 100 to an event", together, "changes/s", baseline=baseline, limit=None),
+        compared("relay, one to an event", single, "changes/s", baseline=baseline, limit=None),
+    ]
 
 
 async def lookup(servers: Servers, scale: float) -> list[Result]:

@@ -19,11 +19,12 @@ from tests.benchmarks.talk import a_service
 
 _SECONDS = 600
 
-# A trade's event as our outbox holds it, each with a transaction of its own: what one row's relaying costs.
+# Events of $3 trades each, as our outbox holds them.
 _FILL = """
 INSERT INTO outbox (type, causation_ids, changes, stale_keys)
-SELECT 'trade.recorded', ARRAY[gen_random_uuid()], replace($1, '"trade_id":1', '"trade_id":' || n), '{}'
-FROM generate_series(1, $2) AS n
+SELECT 'trade.recorded', array_agg(gen_random_uuid()),
+    '[' || string_agg(replace($1, '"trade_id":1', '"trade_id":' || n), ',' ORDER BY n) || ']', '{}'
+FROM generate_series(1, $2::int) AS n GROUP BY (n - 1) / $3::int ORDER BY min(n)
 """
 
 
@@ -60,12 +61,12 @@ async def a_subscriber(stage: Stage) -> AsyncIterator[Heard]:
         yield heard
 
 
-async def relay(servers: Servers, number: int) -> float:
-    """Events per second of our relay, each of one change, persistent and confirmed."""
+async def relay(servers: Servers, number: int, *, per_event: int) -> float:
+    """Changes per second of our relay, so many to an event, persistent and confirmed."""
     async with a_stage(servers, desks=1) as stage:
         connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
         try:
-            await connection.execute(_FILL, json.dumps([_a_change(stage)], separators=(",", ":")), number)
+            await connection.execute(_FILL, json.dumps(_a_change(stage), separators=(",", ":")), number, per_event)
             return await _relayed(stage, number, "tests.benchmarks.relay_alone")
         finally:
             await connection.close()

@@ -92,6 +92,20 @@ class TestRelay:
         assert [event["event_id"] for event in events] == [event["message_id"] for event in events]
         assert await waiting(sessions) == 0
 
+    async def test_reads_no_more_at_once_than_fits_into_memory(
+        self, relay: Relay, sessions: SessionMaker, subscriber: AbstractQueue
+    ) -> None:
+        large = f'[{{"key":{{}},"before":null,"after":"{"x" * 3_000_000}"}}]'
+        async with sessions.begin() as session:
+            session.add_all(
+                OutboxEvent(type="symbol.updated", causation_ids=[], changes=large, stale_keys=[]) for _ in range(3)
+            )
+
+        assert await relay.publish_once() == 2
+        assert await relay.publish_once() == 1
+
+        assert [event["sequence"] for event in await received_by(subscriber, 3)] == [1, 2, 3]
+
     async def test_goes_on_counting_after_a_restart(
         self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue, settings: Settings
     ) -> None:
