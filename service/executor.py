@@ -184,6 +184,7 @@ class _Attempt:
         """Whether it is a command whose handler takes many, and nobody waits for its answer."""
         return (
             isinstance(task.request, Command)
+            and task.refusal is None
             and task.message_id not in self._known
             and not task.received.reply_to
             and self._handlers[type(task.request)].many is not None

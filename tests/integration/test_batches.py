@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from contracts import (
     AddBot,
@@ -126,6 +126,30 @@ class TestTradesTogether:
         replies = await executor.execute([message, *unasked(desk.trade()), message])
 
         assert [reply.meta.duplicate for reply in replies] == [False, False, True]
+        async with sessions() as session:
+            assert len(list(await session.scalars(select(Trade)))) == 2
+
+    async def test_are_told_from_one_that_fails_only_at_the_commit(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        async with sessions.begin() as session:
+            await session.execute(
+                text(
+                    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN RAISE EXCEPTION 'too late'; END $$"
+                )
+            )
+            await session.execute(
+                text(
+                    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON trades DEFERRABLE INITIALLY DEFERRED "
+                    "FOR EACH ROW WHEN (NEW.ex_trade_id = 'late') EXECUTE FUNCTION refuse()"
+                )
+            )
+
+        alone = await executor.execute(unasked(desk.trade(ex_trade_id="late")))
+        among = await executor.execute(unasked(desk.trade(), desk.trade(ex_trade_id="late"), desk.trade()))
+
+        assert [reply.ok for reply in (*alone, *among)] == [False, True, False, True]
         async with sessions() as session:
             assert len(list(await session.scalars(select(Trade)))) == 2
 
