@@ -48,10 +48,13 @@ WHERE bytes_before < :bytes AND EXISTS (
 ORDER BY id
 """).bindparams(bindparam("holder", type_=Uuid()))
 _DELETE: Final = text("""
-WITH gone AS (DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[])))
+WITH ours AS MATERIALIZED (
+    SELECT FROM leases WHERE name = 'relay' AND term = :term
+), gone AS (
+    DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[])) AND EXISTS (SELECT FROM ours)
+)
 INSERT INTO event_streams (type, sequence)
-SELECT * FROM unnest(CAST(:types AS text[]), CAST(:numbers AS bigint[]))
-WHERE EXISTS (SELECT FROM leases WHERE name = 'relay' AND term = :term)
+SELECT * FROM unnest(CAST(:types AS text[]), CAST(:numbers AS bigint[])) WHERE EXISTS (SELECT FROM ours)
 ON CONFLICT (type) DO UPDATE SET sequence = excluded.sequence
 """)
 
@@ -173,7 +176,7 @@ def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
 
 
 async def _delete(session: AsyncSession, rows: Sequence[Row[Any]], sequences: dict[str, int], term: int) -> None:
-    """Forget what was published, and note the last numbers given, unless another instance gives them now."""
+    """Forget what was published and note the last numbers given, unless another instance publishes it again now."""
     types, numbers = zip(*sorted(sequences.items()), strict=True)
     ids = [row.id for row in rows]
     await session.execute(_DELETE, {"ids": ids, "types": list(types), "numbers": list(numbers), "term": term})

@@ -365,6 +365,11 @@ class TestAKilledService:
                 await release_the_lease(run.service.database_url)
                 await run.listener.until(lambda heard: len(heard) == heard_before + len(kept))
                 await run.service.kill()
+                # The database would carry out what the killed one had asked for before.
+                await blocker.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
             finally:
                 await blocker.close()
             again = await start_service()
