@@ -42,9 +42,9 @@ hypothesis.settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers() -> Iterator[Servers]:
     """PostgreSQL, RabbitMQ and Redis, shared by the tests of one process."""
-    with running_for_tests(tmp_path_factory.mktemp("servers")) as running:
+    with running_for_tests() as running:
         sys.stderr.write(f"\ntests use {running.way}\n")
         # Servers named by the environment serve all processes of a run: each has a database of its own in Redis.
         process = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")

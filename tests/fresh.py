@@ -21,7 +21,7 @@ from service.vault import Vault, with_vault
 async def fresh_database(servers: Servers, *, template: str | None = None) -> AsyncIterator[str]:
     """The URL of a new database, empty or a copy of ``template``."""
     name = f"test_{secrets.token_hex(6)}"
-    copy = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
+    copy = f' TEMPLATE "{template}"' if template else ""
     await execute(servers.database_url, f'CREATE DATABASE "{name}"{copy}')
     try:
         yield with_path(servers.database_url, name)

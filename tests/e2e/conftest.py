@@ -48,7 +48,7 @@ def shared(
 ) -> Iterator[SharedService]:
     """A running service with a fresh database and virtual host, for all tests of a module."""
     name = f"module-{secrets.token_hex(6)}"
-    create = f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}" STRATEGY FILE_COPY'
+    create = f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"'
     asyncio.run(execute(servers.database_url, create))
     manage(servers, "PUT", f"/api/vhosts/{name}")
     with Redis.from_url(servers.redis_url) as redis:

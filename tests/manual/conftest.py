@@ -96,7 +96,7 @@ def keys() -> tuple[str, str]:
 def manual_database(servers: Servers, migrated_template: str) -> Iterator[str]:
     """The URL of a database that tests of this package take turns with."""
     name = f"manual_{secrets.token_hex(6)}"
-    copy = f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}" STRATEGY FILE_COPY'
+    copy = f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"'
     asyncio.run(execute(servers.database_url, copy))
     yield with_path(servers.database_url, name)
     asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
