@@ -257,7 +257,7 @@ class TestWhatCallersAskFor:
         for uid, name in ((desk.user.uid, "one"), (other.user.uid, "two"), (desk.user.uid, "three")):
             await direct.call(AddBot(uid=uid, name=name, active=True, dry_run=True))
         async with sessions.begin() as session:
-            await BotRepository(session).edit_bot(desk.bot.bot_id, {"active": True})
+            await BotRepository(session).edit_bot(desk.bot.bot_id, {"active": True, "dry_run": True})
         await direct.call(desk.order())
         await direct.call(desk.trade(roi="2"))
         await direct.call(desk.trade(roi="3"))

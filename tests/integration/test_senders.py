@@ -86,6 +86,7 @@ def test_whoever_is_limited_to_some_users_does_not_ask_about_all() -> None:
     }
 
     assert about_all == {
+        *("check_database_health", "collect_performance_metrics", "get_cache_health", "monitor_connection_health"),
         *("get_active_exchanges", "get_active_users", "get_bot_full_list", "get_bots_strategies"),
         *("get_pending_orders", "get_symbol_price_stats", "get_user_by_email", "get_user_credentials"),
         *("get_user_id", "get_user_list", "search_users"),

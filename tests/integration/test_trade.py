@@ -279,6 +279,7 @@ class TestDryTrade:
             "bot_id": desk.bot.bot_id,
             "last_dry_trade_id": made[-1].dry_trade_id,
             "count": 3,
+            "ex_id": None,
         }
         assert (await refusal(executor, DeleteDryTrades(bot_id=999))).code is ErrorCode.NOT_FOUND
 

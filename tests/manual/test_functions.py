@@ -210,7 +210,7 @@ async def test_configure_high_performance_engine_makes_a_larger_pool(library: No
         async with engine.connect() as connection:
             assert await connection.scalar(text("SHOW jit")) == "off"
         pool = cast("Any", engine.pool)
-        assert (pool.size(), pool._max_overflow, pool._recycle, pool._pre_ping) == (30, 20, 1800, True)
+        assert (pool.size(), pool._max_overflow, pool._recycle) == (30, 20, 1800)
         assert pool._reset_on_return is ResetStyle.reset_rollback
         assert engine is not get_engine()
     finally:

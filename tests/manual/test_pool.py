@@ -1,15 +1,17 @@
 """The pool of connections, by default and for many statements at once."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool.base import ResetStyle
 
 from service import get_engine
-from service.database import configure_high_performance_engine
+from service.database import configure_high_performance_engine, create_database_url
 from tests.manual.checklist import row
 
 
@@ -27,7 +29,6 @@ async def engines(library: None) -> AsyncIterator[tuple[AsyncEngine, AsyncEngine
         row("PL1", "size()", 20, 30),
         row("PL2", "_max_overflow", 10, 20),
         row("PL3", "_recycle", 3600, 1800),
-        row("PL4", "_pre_ping", True, True),
         row(
             "PL5",
             "_reset_on_return",
@@ -46,6 +47,22 @@ async def test_is_as_large_as_the_manual_says(
 
     assert [value or False for value in found] == [default, high_load]
     assert not any(engine.echo for engine in engines)
+
+
+@pytest.mark.manual(
+    "PL4", "pool_pre_ping", differs="X48: only after half a second of rest, for each ping is a round trip"
+)
+async def test_a_connection_that_broke_unused_is_replaced_unseen(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+    for engine in engines:
+        async with engine.connect() as connection:
+            broken = await connection.scalar(text("SELECT pg_backend_pid()"))
+        other = await asyncpg.connect(create_database_url().set(drivername="postgresql").render_as_string(False))
+        await other.execute("SELECT pg_terminate_backend($1)", broken)
+        await other.close()
+        await asyncio.sleep(0.6)
+
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("SELECT pg_backend_pid()")) != broken
 
 
 @pytest.mark.manual(
