@@ -29,7 +29,7 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
     return Bug({module: changes}, frozenset(found_by.split()), statement, side)
 
 
-_COMMIT: Final = "        replies = await self._until_committed(received)\n"
+_COMMIT: Final = "        replies = await self._until_committed([delivery.task for delivery in batch])\n"
 _REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
 _REPORT: Final = "        return _report(tasks)\n"
 _PUBLISH: Final = "        await self._publisher.publish_events([_publication(row, sequences) for row in rows])\n"
@@ -40,6 +40,9 @@ _OTHER_TRANSACTION: Final = """\
 {indent}    async with self._sessions.begin() as other:
 {indent}        await other.execute(insert(OutboxEvent), [outbox._row(run) for run in outbox._runs(changes)])
 """
+_OLDEST: Final = (
+    '    return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()\n'
+)
 _PUBLISH_LATER: Final = """\
         publishing = self._publisher.publish_events([_publication(row, sequences) for row in rows])
         _under_way.append(asyncio.create_task(publishing))
@@ -76,7 +79,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "forgets which messages it handled": _bug(
         "service.inbox",
-        ("    return {row.message_id: Handled(*row) for row in rows}", "    return {}"),
+        ("    return {row[0]: Handled(*row) for row in rows}", "    return {}"),
         ('CAST(:row_ids AS bigint[]))"', 'CAST(:row_ids AS bigint[])) ON CONFLICT DO NOTHING"'),
         found_by="I3 I4",
     ),
@@ -117,7 +120,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     "reads the outbox behind a watermark": _bug(
         "service.relay",
         ('_LEASE = "relay"\n', '_LEASE = "relay"\n_seen = [0]\n'),
-        (".where(is_held).order_by(", ".where(is_held, OutboxEvent.id > _seen[0]).order_by("),
+        (_OLDEST, f"    return [row for row in {_OLDEST.split(maxsplit=1)[1].rstrip()} if row.id > _seen[0]]\n"),
         (_PUBLISH, f"{_PUBLISH}        _seen[0] = rows[-1].id\n"),
         found_by="I6 I7",
     ),
@@ -148,12 +151,12 @@ BUGS: Final[Mapping[str, Bug]] = {
             _COMMIT,
             """\
         try:
-            replies = await self._executor.execute(received)
+            replies = await self._executor.carry_out([delivery.task for delivery in batch])
         except Exception as error:
             if not is_transient(error):
                 raise
             for delivery in batch:
-                await delivery.channel.basic_nack(delivery.message.delivery_tag, requeue=True)
+                await delivery.channel.basic_nack(delivery.tag, requeue=True)
             return
 """,
         ),
@@ -186,8 +189,8 @@ BUGS: Final[Mapping[str, Bug]] = {
     "answers whoever asked last": _bug(
         "service.consumers",
         (
-            "command.answerable, command.correlation_id, reply",
-            "command.answerable, received[-1].correlation_id, reply",
+            "received.answerable, received.correlation_id, reply",
+            "received.answerable, batch[-1].task.received.correlation_id, reply",
         ),
         found_by="I9",
     ),
