@@ -5,7 +5,7 @@ than 15 significant digits: up to there a double holds it exactly enough to prin
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Decimal, InvalidOperation
 from math import isfinite
 from typing import Annotated, Any, Final, Literal
@@ -130,9 +130,13 @@ def _to_utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError('has no offset; say "Z" or "+02:00", a naive time is ambiguous')
     try:
-        return value.astimezone(UTC)
+        instant = value.astimezone(UTC)
     except OverflowError:
         raise ValueError("is out of the range of dates") from None
+    if not MINYEAR < instant.year < MAXYEAR:
+        # Drivers take the first and the last moment for infinity, and others overflow in the next time zone.
+        raise ValueError(f"is not in the years {MINYEAR + 1} to {MAXYEAR - 1}")
+    return instant
 
 
 Instant = Annotated[datetime, BeforeValidator(_only_text_or_instant), AfterValidator(_to_utc)]

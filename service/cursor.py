@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from pydantic import TypeAdapter
 from sqlalchemy import BigInteger, ColumnElement, literal, true, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from contracts.errors import ErrorCode, Refusal
+from contracts.types import Instant
 
 _BIGGEST: Final = 2**63 - 1
+_INSTANT: Final[TypeAdapter[datetime]] = TypeAdapter(Instant)
 
 
 def behind(
@@ -53,10 +56,8 @@ def _read(cursor: str, kinds: Sequence[type]) -> list[Any]:
 
 def _value(value: Any, kind: type) -> Any:
     if kind is datetime and isinstance(value, str):
-        instant = datetime.fromisoformat(value)
-        if instant.tzinfo is not None:
-            return instant
-    elif (kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _BIGGEST) or (
+        return _INSTANT.validate_python(datetime.fromisoformat(value))
+    if (kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _BIGGEST) or (
         kind is str and isinstance(value, str) and "\x00" not in value
     ):
         return value

@@ -18,6 +18,10 @@ from service.database import database_url
 _ADVISORY_LOCK = 7_205_759_403_792_794
 
 
+class UnknownRevisionError(Exception):
+    """There is no such version of the tables."""
+
+
 def _folder() -> Path:
     """The migrations: inside the package when installed from a wheel, beside it in a checkout."""
     installed = Path(__file__).parent / "migrations"
@@ -75,7 +79,16 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _run(connection: Connection, revision: str) -> None:
-    (command.downgrade if revision == "base" else command.upgrade)(_config(connection), revision)
+    config = _config(connection)
+    oldest_first = [
+        "base",
+        *reversed([script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]),
+    ]
+    wanted = oldest_first[-1] if revision == "head" else revision
+    if wanted not in oldest_first:
+        raise UnknownRevisionError(f"there is no revision {revision}: take base or {' '.join(oldest_first[1:])}")
+    goes_back = oldest_first.index(wanted) < oldest_first.index(_revision(connection) or "base")
+    (command.downgrade if goes_back else command.upgrade)(config, wanted)
 
 
 def is_partition(table: str | None) -> bool:

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from typing import Annotated
+from collections.abc import MutableMapping
+from typing import Annotated, Any
 
 import asyncpg
 import structlog
@@ -42,7 +43,9 @@ def serve_command() -> None:
 
 @app.command()
 def migrate(
-    to: Annotated[str, typer.Option(help="A revision, or 'base' to take every table away again.")] = "head",
+    to: Annotated[
+        str, typer.Option(help="A revision, later or earlier, or 'base' to take every table away again.")
+    ] = "head",
 ) -> None:
     """Bring the database to the version this service needs. Safe to run anywhere, any number of times, at once."""
     settings = Settings.read()
@@ -51,10 +54,18 @@ def migrate(
     except (OSError, asyncpg.PostgresError) as error:
         # What goes wrong after it is connected comes wrapped by SQLAlchemy, and is a defect.
         raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
+    except schema.UnknownRevisionError as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from error
     if before == after:
         print(f"The database is at {after or 'nothing'} already.")
     else:
         print(f"The database went from {before or 'nothing'} to {after or 'nothing'}.")
+
+
+def _without_traceback(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A traceback is no use to who called a command, and shows what stood in the way, passwords too."""
+    event.pop("exc_info", None)
+    return event
 
 
 def main() -> None:
@@ -63,6 +74,7 @@ def main() -> None:
     logging.basicConfig(handlers=[logging.NullHandler()])
     # What a command gives stands alone on standard output, for programs to read; `serve` logs as its settings say.
     structlog.configure(
+        processors=[_without_traceback, structlog.processors.add_log_level, structlog.dev.ConsoleRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

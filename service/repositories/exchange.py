@@ -108,9 +108,11 @@ class ExchangeRepository(BaseRepository[Exchange]):
         secrets, values = _split(data)
         secrets = {field: sealed for field, sealed in secrets.items() if sealed is not None}
         exchange = Exchange(**values, has_credentials=bool(secrets))
-        self.session.add(exchange)
-        await self.session.flush()
-        await self._keep(exchange, None, secrets)
+        # Whoever goes on after a refusal finds nothing half done.
+        async with self.session.begin_nested():
+            self.session.add(exchange)
+            await self.session.flush()
+            await self._keep(exchange, None, secrets)
         record(self.session, ExchangeCreated, after=ExchangeView.model_validate(exchange))
         return exchange
 
@@ -143,13 +145,14 @@ class ExchangeRepository(BaseRepository[Exchange]):
             bots = BotRepository(self.session)
             await bots.refuse_to_strand(await bots.using(id), id, field=taken[0])
         # One statement and one version, also if only credentials differ.
-        for name, value in {**values, "has_credentials": bool(held), "updated_at": func.now()}.items():
-            setattr(exchange, name, value)
-        await self.session.flush()
-        if held:
-            await self._keep(exchange, kept, secrets)
-        else:
-            await self._forget(kept)
+        async with self.session.begin_nested():
+            for name, value in {**values, "has_credentials": bool(held), "updated_at": func.now()}.items():
+                setattr(exchange, name, value)
+            await self.session.flush()
+            if held:
+                await self._keep(exchange, kept, secrets)
+            else:
+                await self._forget(kept)
         record(self.session, ExchangeUpdated, before=before, after=ExchangeView.model_validate(exchange))
         return exchange
 

@@ -315,3 +315,30 @@ class TestTheLibrary:
                     await exchanges.update(desk.account.ex_id, updates)
                 assert (refusal.value.code, refusal.value.field) == (ErrorCode.VALIDATION, field)
                 await session.rollback()
+
+
+class TestARefusedCredential:
+    """A program that goes on after it, in the same session, finds nothing half done."""
+
+    async def test_takes_a_new_account_back(self, sessions: SessionMaker, desk: Desk) -> None:
+        async with sessions.begin() as session:
+            account = {"uid": desk.user.uid, "cat_ex_id": desk.catalog.cat_ex_id, "ex_name": "half"}
+            with pytest.raises(Refusal):
+                await ExchangeRepository(session).create({**account, "api_key": "plain"})
+
+        async with sessions() as session:
+            assert [
+                each.ex_name for each in await ExchangeRepository(session).get_exchanges_by_user(desk.user.uid)
+            ] == ["main"]
+
+    async def test_takes_a_change_back(self, sessions: SessionMaker, desk: Desk) -> None:
+        async with sessions.begin() as session:
+            with pytest.raises(Refusal):
+                await ExchangeRepository(session).update(
+                    desk.account.ex_id, {"ex_name": "again", "passphrase": "plain"}
+                )
+
+        async with sessions() as session:
+            account = await ExchangeRepository(session).get_by_id(desk.account.ex_id)
+            assert account is not None
+            assert (account.ex_name, account.row_version) == ("main", desk.account.row_version)

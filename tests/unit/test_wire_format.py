@@ -200,3 +200,9 @@ def test_a_bad_message_of_any_shape_is_read_in_no_time(body: bytes) -> None:
     _without_secrets(body)
 
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("instant", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "0001-12-31T23:00:00Z"])
+def test_an_instant_that_a_database_takes_for_infinity_is_refused(instant: str) -> None:
+    with pytest.raises(ValueError, match="years 2 to 9998"):
+        SaveBotLog(bot_id=1, message="m", timestamp=instant)
