@@ -122,12 +122,15 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same work can succeed later without anybody changing the message.
 
     A unique violation of the inbox is among them: the same message is being handled elsewhere at this moment, and
-    the next attempt finds its answer. So is a check that has no name: between choosing a partition and writing to it
-    another one was made for the row.
+    the next attempt finds its answer. So is a row that does not fit the partition that was chosen for it: another one
+    was made for it in between.
     """
     if isinstance(error, IntegrityError):
         constraint = constraint_of(error)
-        return sqlstate(error) == _CHECK if constraint is None else "inbox" in constraint
+        if constraint is not None:
+            return "inbox" in constraint
+        table = getattr(error.orig.__cause__, "table_name", None) if error.orig else None
+        return sqlstate(error) == _CHECK and table is not None and "_p_" in table
     if isinstance(error, DBAPIError):
         state = sqlstate(error)
         if error.connection_invalidated or state is None:

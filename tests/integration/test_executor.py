@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from contracts import AddBot, AddUser, ErrorCode, InstallExchange, Reply, SaveBotLog, UpdateOrderStatus
@@ -51,6 +51,29 @@ class TestBatch:
             [event] = await session.scalars(select(OutboxEvent).where(OutboxEvent.type == "trade.recorded"))
         assert [c["key"]["trade_id"] for c in json.loads(event.changes)] == [r.data["trade_id"] for r in replies]
         assert event.causation_ids == [UUID(message.message_id) for message in batch]
+
+    async def test_is_not_held_up_by_a_rule_without_a_name(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        async with sessions.begin() as session:
+            await session.execute(
+                text(
+                    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN RAISE EXCEPTION 'is not to be' USING ERRCODE = 'check_violation'; END $$"
+                )
+            )
+            await session.execute(
+                text(
+                    "CREATE TRIGGER rule BEFORE INSERT ON trades FOR EACH ROW WHEN (NEW.ex_trade_id = 'never') "
+                    "EXECUTE FUNCTION refuse()"
+                )
+            )
+
+        replies = await executor.execute(
+            [received(trade) for trade in (desk.trade(), desk.trade(ex_trade_id="never"), desk.trade())]
+        )
+
+        assert [reply.error and reply.error.code for reply in replies] == [None, ErrorCode.VALIDATION, None]
 
     async def test_keeps_the_good_ones_of_a_batch_with_bad_ones(
         self, executor: Executor, desk: Desk, sessions: SessionMaker
