@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -31,12 +31,13 @@ _NO_SUCH_TABLE: Final = "42P01"
 app = typer.Typer(help="Commands that were refused.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-Ids = Annotated[list[int], typer.Argument(help="Numbers of dead letters, as `list` shows them.")]
+Id = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The number of a dead letter, as `list` shows it.")]
+Ids = Annotated[list[int], typer.Argument(min=1, max=2**63 - 1, help="Numbers, as `list` shows them.")]
 
 
 @app.command(name="list")
 def list_(
-    state: Annotated[str, typer.Option(help="open, replayed, discarded or all")] = "open",
+    state: Annotated[Literal["open", "replayed", "discarded", "all"], typer.Option(help="Which ones.")] = "open",
     command: Annotated[str | None, typer.Option(help="Only this command.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
     as_json: Json = False,
@@ -61,7 +62,7 @@ def list_(
 
 
 @app.command()
-def show(dead_letter_id: int, as_json: Json = False) -> None:
+def show(dead_letter_id: Id, as_json: Json = False) -> None:
     """Show one dead letter with its body, in which secrets are redacted."""
     letter = uvloop.run(_get(dead_letter_id))
     if as_json:
