@@ -107,6 +107,8 @@ class UpdateOrderStatus(Command[OrderView], name="update_order_status", lane=Lan
     def _names_an_order(self) -> Self:
         if self.order_id is None and (self.ex_id is None or self.ex_order_id is None):
             raise ValueError("order_id is required, or ex_id together with ex_order_id")
+        if self.order_id is not None and self.ex_id is not None:
+            raise ValueError("names the order twice: leave out order_id, or ex_id")
         return self
 
 

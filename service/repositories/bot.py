@@ -104,18 +104,19 @@ class BotRepository(BaseRepository[Bot]):
         """
         bot = await self._locked(bot_id, "bot_id", whole=moves_key(Bot, updates))
         check_version(bot, expected_version)
-        changing = differing(bot, updates)
+        changing = differing(bot, self._changeable(updates))
         if not changing:
             return bot
         if "uid" in changing:
             await self._refuse_if_attached(bot)
-        before = BotView.model_validate(bot)
-        for name, value in updates.items():
-            setattr(bot, name, value)
-        if _is_live(bot) and {"active", "dry_run"} & set(changing) and not await self._with_credentials([bot_id]):
+        becomes_live = updates.get("active", bot.active) and not updates.get("dry_run", bot.dry_run)
+        if becomes_live and {"active", "dry_run"} & set(changing) and not await self._with_credentials([bot_id]):
             raise Refusal(
                 ErrorCode.CONFLICT, "a live bot needs an exchange account with credentials first", field="active"
             )
+        before = BotView.model_validate(bot)
+        for name, value in updates.items():
+            setattr(bot, name, value)
         await self.session.flush()
         record(self.session, BotUpdated, before=before, after=BotView.model_validate(bot))
         return bot

@@ -138,6 +138,7 @@ class Range:
             range_._environment = {
                 **environment(settings),
                 "RABBITMQ_URL": proxy.url,
+                "JOBS_ENABLED": "false",  # what they come by is not on the way of a message
                 "RELAY_LEASE": "0.5",
                 "BATCH_SIZE": "12",
                 "RELAY_BATCH": "4",

@@ -26,6 +26,7 @@ from contracts import (
     UpdateOrderStatus,
 )
 from contracts.base import Command
+from contracts.errors import Refusal
 from service.database import SessionMaker
 from service.executor import Executor
 from service.models import Bot, BotLog, DryTrade, Feed, Simulation, Strategy
@@ -385,3 +386,20 @@ class TestManualsExample:
             await bot_repo.delete_bot(bot.bot_id)
             assert await bot_repo.get_bot_with_details(bot.bot_id) is None
             await bot_repo.commit()
+
+
+class TestARefusedChange:
+    async def test_leaves_the_bot_as_it_was_for_a_program_that_goes_on(
+        self, direct: Direct, desk: Desk, sessions: SessionMaker
+    ) -> None:
+        async with sessions.begin() as session:
+            bots = BotRepository(session)
+            for updates, field in (({"active": True}, "active"), ({"name": "other", "nope": 1}, "nope")):
+                with pytest.raises(Refusal) as refused:
+                    await bots.edit_bot(desk.bot.bot_id, updates)
+                assert refused.value.field == field
+
+        async with sessions() as session:
+            bot = await BotRepository(session).get_by_id(desk.bot.bot_id)
+            assert bot is not None
+            assert (bot.active, bot.name, bot.row_version) == (False, "bot", desk.bot.row_version)

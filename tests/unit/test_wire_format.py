@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import ErrorCode, RecordTrade, Refusal, SaveBotLog, SymbolUpdates, TradeView
+from contracts import ErrorCode, RecordTrade, Refusal, SaveBotLog, SymbolUpdates, TradeView, UpdateOrderStatus
 from contracts.base import decode
 from contracts.client import new_message_id
 from service.dead_letters import _without_secrets
@@ -206,3 +206,8 @@ def test_a_bad_message_of_any_shape_is_read_in_no_time(body: bytes) -> None:
 def test_an_instant_that_a_database_takes_for_infinity_is_refused(instant: str) -> None:
     with pytest.raises(ValueError, match="years 2 to 9998"):
         SaveBotLog(bot_id=1, message="m", timestamp=instant)
+
+
+def test_an_order_is_named_once() -> None:
+    with pytest.raises(ValueError, match="names the order twice"):
+        UpdateOrderStatus(order_id=1, ex_id=1, status="filled")
