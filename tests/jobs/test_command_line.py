@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+from pydantic import SecretStr
 
 from service.config import Settings
 from tests.builders import Desk, Direct
@@ -74,3 +75,14 @@ async def test_an_option_of_another_job_is_refused(settings: Settings) -> None:
 
     assert code == 2
     assert "are for cleanup" in complained
+
+
+async def test_a_cache_that_is_away_is_one_line_without_its_password(settings: Settings, desk: Desk) -> None:
+    away = settings.model_copy(update={"redis_url": SecretStr("redis://:hidden-word@127.0.0.1:9/0")})
+
+    code, said, complained = await persistence(away, "jobs", "run", "warming")
+
+    assert (code, said) == (2, "")
+    assert "REDIS_URL" in complained
+    assert "hidden-word" not in complained
+    assert "Traceback" not in complained

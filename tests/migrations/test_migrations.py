@@ -3,6 +3,7 @@
 import asyncio
 
 import asyncpg
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
@@ -72,6 +73,19 @@ async def test_down_and_up_again_works_with_rows_in_it(empty_database: str) -> N
     assert await schema.migrate(settings) == (None, schema.head())
 
     assert await differences(settings) == []
+
+
+async def test_an_earlier_revision_is_gone_back_to(empty_database: str) -> None:
+    settings = settings_for(empty_database)
+    await schema.migrate(settings)
+
+    assert await schema.migrate(settings, "0005") == (schema.head(), "0005")
+    assert await schema.migrate(settings, "0006") == ("0005", "0006")
+
+
+async def test_a_revision_that_is_none_is_refused_by_name(empty_database: str) -> None:
+    with pytest.raises(schema.UnknownRevisionError, match="no revision 9999"):
+        await schema.migrate(settings_for(empty_database), "9999")
 
 
 async def test_two_at_once_do_it_once(empty_database: str) -> None:
