@@ -6,8 +6,8 @@ from alembic import context
 from sqlalchemy import Connection
 
 import service.models  # noqa: F401 - fills the metadata
-from service.base import Base
-from service.schema import is_optional, is_partition
+from service.base import Base, is_partition
+from service.schema import is_optional
 
 
 def _include(_: Any, name: str | None, kind: str, __: bool, ___: Any) -> bool:

@@ -64,3 +64,8 @@ class Versioned:
     @classmethod
     def __mapper_args__(cls) -> dict[str, Any]:
         return {"eager_defaults": True, "version_id_col": cls.row_version}
+
+
+def is_partition(table: str | None) -> bool:
+    """Partitions come and go with time; the models know only what they are partitions of."""
+    return table is not None and "_p_" in table

@@ -18,7 +18,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.schema import ColumnCollectionConstraint
 
 from contracts.errors import ErrorCode, Refusal
-from service.base import Base
+from service.base import Base, is_partition
 
 # Classes 08 (connection), 53 (resources), 57 (operator intervention) and single codes that pass by themselves or
 # by an operator's hand: serialization, deadlock, lock timeout, read-only server, wrong password, missing table.
@@ -76,8 +76,13 @@ def sqlstate(error: BaseException) -> str | None:
 
 def constraint_of(error: BaseException) -> str | None:
     """The name of the constraint that was violated, if one was."""
+    return _named(error, "constraint_name")
+
+
+def _named(error: BaseException, detail: str) -> str | None:
+    """What PostgreSQL names in a detail of an error, if it does."""
     driver_error = getattr(getattr(error, "orig", None), "__cause__", None)
-    name = getattr(driver_error, "constraint_name", None)
+    name = getattr(driver_error, detail, None)
     return name if isinstance(name, str) else None
 
 
@@ -129,8 +134,7 @@ def is_transient(error: BaseException) -> bool:
         constraint = constraint_of(error)
         if constraint is not None:
             return "inbox" in constraint
-        table = getattr(error.orig.__cause__, "table_name", None) if error.orig else None
-        return sqlstate(error) == _CHECK and table is not None and "_p_" in table
+        return sqlstate(error) == _CHECK and is_partition(_named(error, "table_name"))
     if isinstance(error, DBAPIError):
         state = sqlstate(error)
         if error.connection_invalidated or state is None:

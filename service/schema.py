@@ -91,11 +91,6 @@ def _run(connection: Connection, revision: str) -> None:
     (command.downgrade if goes_back else command.upgrade)(config, wanted)
 
 
-def is_partition(table: str | None) -> bool:
-    """Partitions come and go with time; the models know only what they are partitions of."""
-    return table is not None and "_p_" in table
-
-
 def is_optional(name: str | None) -> bool:
     """What migrations make only where PostgreSQL can, and the models therefore do not name."""
     return name == "ix_users_search"

@@ -50,13 +50,20 @@ class Desk:
     symbol: SymbolView
     bot: BotView
 
-    def trade(self, **changes: Any) -> RecordTrade:
-        """A trade of this desk's bot, unlike any other unless told so."""
-        fields: dict[str, Any] = {
+    @property
+    def parties(self) -> dict[str, int]:
+        """Whose and of what an order or a trade is."""
+        return {
             "bot_id": self.bot.bot_id,
             "uid": self.user.uid,
             "ex_id": self.account.ex_id,
             "symbol_id": self.symbol.symbol_id,
+        }
+
+    def trade(self, **changes: Any) -> RecordTrade:
+        """A trade of this desk's bot, unlike any other unless told so."""
+        fields: dict[str, Any] = {
+            **self.parties,
             "side": "buy",
             "size": "23.00000000",
             "price": "0.00141342",
@@ -67,10 +74,7 @@ class Desk:
     def order(self, **changes: Any) -> CreateOrder:
         """A limit order of this desk's bot for 10 at 0.1, unless told otherwise."""
         fields: dict[str, Any] = {
-            "bot_id": self.bot.bot_id,
-            "uid": self.user.uid,
-            "ex_id": self.account.ex_id,
-            "symbol_id": self.symbol.symbol_id,
+            **self.parties,
             "side": "buy",
             "size": "10",
             "order_type": "limit",
@@ -81,10 +85,7 @@ class Desk:
     def dry_trade(self, **changes: Any) -> RecordDryTrade:
         """A dry trade of this desk's bot."""
         fields: dict[str, Any] = {
-            "bot_id": self.bot.bot_id,
-            "uid": self.user.uid,
-            "ex_id": self.account.ex_id,
-            "symbol_id": self.symbol.symbol_id,
+            **self.parties,
             "side": "buy",
             "size": "23.00000000",
             "price": "0.00141342",

@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
 from service import schema
-from service.base import Base
+from service.base import Base, is_partition
 from service.config import Settings
 from service.database import build_engine, build_session_maker
 from service.executor import Executor
@@ -28,7 +28,7 @@ async def differences(settings: Settings) -> list[object]:
     def compare(connection: Connection) -> list[object]:
         options = {
             "include_object": lambda _, name, kind, *__: (
-                not ((kind == "table" and schema.is_partition(name)) or schema.is_optional(name))
+                not ((kind == "table" and is_partition(name)) or schema.is_optional(name))
             ),
             "compare_type": True,
             "compare_server_default": True,
