@@ -57,6 +57,11 @@ class Bot(Versioned, Base):
     )
     dry_trades: Mapped[list[DryTrade]] = relationship(lazy="raise", order_by=DryTrade.dry_trade_id, viewonly=True)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it trades, and for real."""
+        return self.active and not self.dry_run
+
     __table_args__ = (
         UniqueConstraint("uid", "name"),
         UniqueConstraint("bot_id", "uid"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 from sqlalchemy import (
-    ColumnElement,
     Row,
     Select,
     and_,
@@ -17,11 +16,8 @@ from sqlalchemy import (
     exists,
     func,
     literal,
-    or_,
     select,
     true,
-    tuple_,
-    update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
@@ -29,7 +25,6 @@ from sqlalchemy.orm import joinedload, selectinload
 from contracts.bot import (
     BotCreated,
     BotDeleted,
-    BotExchangeAdded,
     BotExchangeRemoved,
     BotExchangeView,
     BotRemoval,
@@ -46,7 +41,6 @@ from service.models import (
     BotExchange,
     BotLog,
     DryTrade,
-    Exchange,
     Feed,
     Order,
     Simulation,
@@ -55,9 +49,9 @@ from service.models import (
 )
 from service.outbox import record
 from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, exact, moves_key
+from service.repositories.bot_exchange import BotExchangeRepository
 from service.repositories.bot_log import BotLogRepository
-from service.repositories.feed import FeedRepository
-from service.repositories.ownership import check_owner
+from service.repositories.feed import FeedRepository, feeds_where
 from service.repositories.simulation import SimulationRepository
 from service.repositories.strategy import StrategyRepository
 from service.repositories.trade import TradeRepository
@@ -91,7 +85,7 @@ class BotRepository(BaseRepository[Bot]):
         bot = Bot(**exact(bot_data))
         self.session.add(bot)
         await self.session.flush()
-        if _is_live(bot):
+        if bot.is_live:
             log.warning("live_bot_without_account", bot_id=bot.bot_id, uid=bot.uid)
         record(self.session, BotCreated, after=BotView.model_validate(bot))
         return bot
@@ -110,16 +104,20 @@ class BotRepository(BaseRepository[Bot]):
         if "uid" in changing:
             await self._refuse_if_attached(bot)
         becomes_live = updates.get("active", bot.active) and not updates.get("dry_run", bot.dry_run)
-        if becomes_live and {"active", "dry_run"} & set(changing) and not await self._with_credentials([bot_id]):
-            raise Refusal(
-                ErrorCode.CONFLICT, "a live bot needs an exchange account with credentials first", field="active"
-            )
+        if becomes_live and {"active", "dry_run"} & set(changing):
+            await self._refuse_without_credentials(bot_id)
         before = BotView.model_validate(bot)
         for name, value in updates.items():
             setattr(bot, name, value)
         await self.session.flush()
         record(self.session, BotUpdated, before=before, after=BotView.model_validate(bot))
         return bot
+
+    async def _refuse_without_credentials(self, bot_id: int) -> None:
+        if not await BotExchangeRepository(self.session).with_credentials([bot_id]):
+            raise Refusal(
+                ErrorCode.CONFLICT, "a live bot needs an exchange account with credentials first", field="active"
+            )
 
     async def _refuse_if_attached(self, bot: Bot) -> None:
         attached = (
@@ -133,44 +131,6 @@ class BotRepository(BaseRepository[Bot]):
         if what is not None:
             raise Refusal(ErrorCode.CONFLICT, f"the bot has {what} of its present owner", field="uid")
 
-    async def _with_credentials(self, bot_ids: Sequence[int], *, without: int | None = None) -> set[int]:
-        """Which of these bots have an account with credentials, other than ``without``."""
-        linked = (
-            select(BotExchange.bot_id)
-            .join(Exchange, Exchange.ex_id == BotExchange.exchange_id)
-            .where(
-                BotExchange.bot_id.in_(bot_ids), Exchange.has_credentials, Exchange.ex_id.is_distinct_from(without)
-            )
-        )
-        return set(await self.session.scalars(linked))
-
-    async def refuse_to_strand(self, bots: Sequence[Bot], ex_id: int, *, field: str) -> None:
-        """``conflict`` if one of these bots is live and has credentials for no account but ``ex_id``.
-
-        The caller has locked them, so that none is activated meanwhile.
-        """
-        live = [bot.bot_id for bot in bots if _is_live(bot)]
-        stranded = set(live) - await self._with_credentials(live, without=ex_id) if live else set()
-        if stranded:
-            raise Refusal(
-                ErrorCode.CONFLICT,
-                f"bot {min(stranded)} is active and live, and has no other account with credentials",
-                field=field,
-            )
-
-    async def using(self, ex_id: int) -> list[Bot]:
-        """The bots that may use an account, locked until the transaction ends."""
-        return list(
-            await self.session.scalars(
-                select(Bot)
-                .join(BotExchange, BotExchange.bot_id == Bot.bot_id)
-                .where(BotExchange.exchange_id == ex_id)
-                .order_by(Bot.bot_id)
-                .with_for_update(of=Bot, key_share=True)
-                .execution_options(populate_existing=True)
-            )
-        )
-
     async def delete_bot(
         self, bot_id: int, *, force: bool = False, expected_version: int | None = None
     ) -> BotRemoval:
@@ -181,7 +141,7 @@ class BotRepository(BaseRepository[Bot]):
         bot = await self._locked(bot_id, "bot_id", whole=True)
         check_version(bot, expected_version)
         if not force:
-            if _is_live(bot):
+            if bot.is_live:
                 raise Refusal(ErrorCode.CONFLICT, "the bot is active and live", field="force")
             if await self.session.scalar(
                 select(exists().where(Order.bot_id == bot_id, Order.status.in_(OPEN_STATUSES)))
@@ -198,7 +158,7 @@ class BotRepository(BaseRepository[Bot]):
         if not bots:
             return []
         ids = [bot.bot_id for bot in bots]
-        links = await self._links(BotExchange.bot_id.in_(ids))
+        links = await BotExchangeRepository(self.session).held(BotExchange.bot_id.in_(ids))
         strategies = list(
             await self.session.scalars(
                 select(Strategy)
@@ -209,7 +169,7 @@ class BotRepository(BaseRepository[Bot]):
                 .execution_options(populate_existing=True)
             )
         )
-        feeds = list(await self.session.scalars(_feeds(Feed.bot_id.in_(ids))))
+        feeds = list(await self.session.scalars(feeds_where(Feed.bot_id.in_(ids))))
         for feed in feeds:
             record(self.session, BotFeedsChanged, before=FeedView.model_validate(feed))
         StrategyRepository(self.session).record_removal(strategies)
@@ -242,26 +202,7 @@ class BotRepository(BaseRepository[Bot]):
 
         ``not_found`` without such a bot or account, ``forbidden`` if they belong to different users.
         """
-        bot = await self._locked(bot_id, "bot_id")
-        data = exact(exchange_data)
-        values = {("exchange_id" if name == "ex_id" else name): value for name, value in data.items()}
-        ex_id = values.pop("exchange_id")
-        owner = await self.session.scalar(select(Exchange.uid).where(Exchange.ex_id == ex_id))
-        check_owner("ex_id", f"exchange account {ex_id}", owner, bot.uid)
-        link = await self.session.get(BotExchange, (bot_id, ex_id))
-        before = None
-        if link is None:
-            link = BotExchange(bot_id=bot_id, exchange_id=ex_id, uid=bot.uid, **values)
-            self.session.add(link)
-        elif differing(link, values):
-            before = BotExchangeView.model_validate(link)
-            for name, value in values.items():
-                setattr(link, name, value)
-        else:
-            return link
-        await self.session.flush()
-        record(self.session, BotExchangeAdded, before=before, after=BotExchangeView.model_validate(link))
-        return link
+        return await BotExchangeRepository(self.session).allow(await self._locked(bot_id, "bot_id"), exchange_data)
 
     async def remove_exchange_from_bot(self, bot_id: int, ex_id: int, *, expected_version: int | None = None) -> bool:
         """Whether the bot could use the account until now; its feeds stay, without an account.
@@ -269,66 +210,7 @@ class BotRepository(BaseRepository[Bot]):
         ``conflict`` if the bot is live and the account the last one it has credentials for.
         """
         bot = await self._locked(bot_id, "bot_id")
-        links = await self._links(BotExchange.bot_id == bot_id, BotExchange.exchange_id == ex_id)
-        for link in links:
-            check_version(link, expected_version)
-        if links and await self.session.scalar(select(Exchange.has_credentials).where(Exchange.ex_id == ex_id)):
-            await self.refuse_to_strand([bot], ex_id, field="ex_id")
-        await self.remove_links(links)
-        return bool(links)
-
-    async def remove_links(self, links: Sequence[BotExchange]) -> None:
-        """Let bots use accounts no more, and their feeds take prices from none of them in particular.
-
-        As many statements for many links as for one.
-        """
-        if not links:
-            return
-        used = [and_(Feed.bot_id == link.bot_id, Feed.ex_id == link.exchange_id) for link in links]
-        feeds = list(await self.session.scalars(_feeds(or_(*used))))
-        before = {feed.feed_id: FeedView.model_validate(feed) for feed in feeds}
-        if feeds:
-            await self.session.execute(
-                update(Feed)
-                .where(Feed.feed_id.in_(before))
-                .values(ex_id=None, row_version=Feed.row_version + 1)
-                .execution_options(synchronize_session=False)
-            )
-        for feed in await self.session.scalars(_feeds(Feed.feed_id.in_(before))):
-            record(self.session, BotFeedsChanged, before=before[feed.feed_id], after=FeedView.model_validate(feed))
-        for link in links:
-            record(self.session, BotExchangeRemoved, before=BotExchangeView.model_validate(link))
-        gone = [(link.bot_id, link.exchange_id) for link in links]
-        await self.session.execute(
-            delete(BotExchange)
-            .where(tuple_(BotExchange.bot_id, BotExchange.exchange_id).in_(gone))
-            .execution_options(synchronize_session="fetch")
-        )
-
-    async def links_to(self, ex_id: int) -> tuple[list[BotExchange], list[int]]:
-        """The links of bots with an account, and which of the bots are live; none of them changes meanwhile."""
-        rows = (
-            await self.session.execute(
-                select(BotExchange, Bot.active & ~Bot.dry_run)
-                .join(Bot, Bot.bot_id == BotExchange.bot_id)
-                .where(BotExchange.exchange_id == ex_id)
-                .order_by(BotExchange.bot_id)
-                .with_for_update(of=Bot, read=True)
-                .execution_options(populate_existing=True)
-            )
-        ).all()
-        return [link for link, _ in rows], [link.bot_id for link, is_live in rows if is_live]
-
-    async def _links(self, *which: ColumnElement[bool]) -> list[BotExchange]:
-        return list(
-            await self.session.scalars(
-                select(BotExchange)
-                .where(*which)
-                .order_by(BotExchange.bot_id, BotExchange.exchange_id)
-                .with_for_update()
-                .execution_options(populate_existing=True)
-            )
-        )
+        return await BotExchangeRepository(self.session).remove(bot, ex_id, expected_version=expected_version)
 
     async def add_feed_to_bot(self, bot_id: int, feed_data: dict[str, Any]) -> Feed:
         """The bot's feed of this symbol and timeframe, added if it was not there.
@@ -369,11 +251,7 @@ class BotRepository(BaseRepository[Bot]):
 
     async def get_bot_exchanges(self, bot_id: int) -> list[BotExchange]:
         """The exchange accounts that a bot may use."""
-        return list(
-            await self.session.scalars(
-                select(BotExchange).where(BotExchange.bot_id == bot_id).order_by(BotExchange.exchange_id)
-            )
-        )
+        return await BotExchangeRepository(self.session).of_bot(bot_id)
 
     async def get_bot_strategies(self, bot_id: int) -> list[Strategy]:
         """All that a bot runs, oldest first."""
@@ -429,11 +307,7 @@ class BotRepository(BaseRepository[Bot]):
 
     async def get_trading_currency(self, bot_id: int, exchange_id: int) -> str | None:
         """What the bot trades in on an account (``exchange_id`` is its ``ex_id``), or None."""
-        return await self.session.scalar(
-            select(BotExchange.trading_currency).where(
-                BotExchange.bot_id == bot_id, BotExchange.exchange_id == exchange_id
-            )
-        )
+        return await BotExchangeRepository(self.session).trading_currency(bot_id, exchange_id)
 
     async def get_bot_stats(self, bot_id: int, days: int = 30) -> Row[Any] | None:
         """What the bot's real trades of the last days add up to, in one query; None if there is no such bot."""
@@ -543,14 +417,6 @@ class BotRepository(BaseRepository[Bot]):
     async def load_simulations_catalog(self, bot_id: int) -> list[Simulation]:
         """The simulations of the bot without params and results, those saved last first."""
         return await SimulationRepository(self.session).catalog(bot_id)
-
-
-def _is_live(bot: Bot) -> bool:
-    return bot.active and not bot.dry_run
-
-
-def _feeds(which: ColumnElement[bool]) -> Select[Feed]:
-    return select(Feed).where(which).order_by(Feed.feed_id).execution_options(populate_existing=True)
 
 
 def _with_details() -> Select[Bot]:

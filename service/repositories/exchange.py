@@ -44,7 +44,7 @@ from service.repositories.base import (
     moves_key,
     refuse_secret_names,
 )
-from service.repositories.bot import BotRepository
+from service.repositories.bot_exchange import BotExchangeRepository
 from service.repositories.symbol import SymbolRepository
 from service.repositories.trade import TradeRepository
 from service.vault import NotReadable, Place, Renewal, vault_of
@@ -142,8 +142,8 @@ class ExchangeRepository(BaseRepository[Exchange]):
         taken = [field for field, sealed in secrets.items() if not sealed]
         held = (held | {field for field, sealed in secrets.items() if sealed}) - set(taken)
         if taken and exchange.has_credentials and not held:
-            bots = BotRepository(self.session)
-            await bots.refuse_to_strand(await bots.using(id), id, field=taken[0])
+            links = BotExchangeRepository(self.session)
+            await links.refuse_to_strand(await links.bots_using(id), id, field=taken[0])
         # One statement and one version, also if only credentials differ.
         async with self.session.begin_nested():
             for name, value in {**values, "has_credentials": bool(held), "updated_at": func.now()}.items():
@@ -201,12 +201,12 @@ class ExchangeRepository(BaseRepository[Exchange]):
         """
         exchange = await self._locked(ex_id, "ex_id", whole=True)
         check_version(exchange, expected_version)
-        bots = BotRepository(self.session)
-        links, live = await bots.links_to(ex_id)
+        bot_exchanges = BotExchangeRepository(self.session)
+        links, live = await bot_exchanges.to_account(ex_id)
         if not force:
             await self._check_idle(ex_id, live)
         before = ExchangeView.model_validate(exchange)
-        await bots.remove_links(links)
+        await bot_exchanges.remove_all(links)
         await TradeRepository(self.session).clear_dry_trades(DryTrade.ex_id == ex_id, ex_id=ex_id)
         # The user is named too, for whose rows there is an index.
         trades = await delete_in_steps(

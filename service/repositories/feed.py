@@ -3,7 +3,21 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Boolean, Integer, SmallInteger, and_, cast, column, delete, insert, select, update, values
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Integer,
+    Select,
+    SmallInteger,
+    and_,
+    cast,
+    column,
+    delete,
+    insert,
+    select,
+    update,
+    values,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.errors import ErrorCode, Refusal
@@ -225,3 +239,8 @@ def _change(changed: dict[int, dict[str, Any]]) -> Any:
         )
         .execution_options(synchronize_session=False)
     )
+
+
+def feeds_where(which: ColumnElement[bool]) -> Select[Feed]:
+    """Feeds by id, as they are now."""
+    return select(Feed).where(which).order_by(Feed.feed_id).execution_options(populate_existing=True)

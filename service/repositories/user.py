@@ -129,7 +129,7 @@ class UserRepository(BaseRepository[User]):
         return UserDeletion(uid=uid, bots=len(bots), exchanges=len(exchanges), orders=orders, trades=trades)
 
     async def _check_idle(self, uid: int, bots: Sequence[Bot]) -> None:
-        live = [bot.bot_id for bot in bots if bot.active and not bot.dry_run]
+        live = [bot.bot_id for bot in bots if bot.is_live]
         if live:
             raise Refusal(
                 ErrorCode.CONFLICT, f"bot {live[0]} of the user is active; stop it, or use force", field="uid"
