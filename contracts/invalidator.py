@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
 from contracts.cache import CacheInvalidated
-from contracts.leased_cache import physical_name
+from contracts.certificate import name_of
 from contracts.topology import EVENT_QUEUE_ARGUMENTS, EVENTS
 
 OnEvent = Callable[[Event[Any]], Awaitable[None]]
@@ -152,11 +152,11 @@ class CacheInvalidator:
         if stale_keys is None:
             await self._remove_all()
         elif stale_keys:
-            await self._redis.unlink(*(physical_name(self._namespace, key) for key in stale_keys))
+            await self._redis.unlink(*(name_of(self._namespace, key) for key in stale_keys))
 
     async def _remove_all(self) -> None:
         """An event that cannot be read may have made anything stale."""
-        pattern = physical_name(self._namespace, "*")
+        pattern = name_of(self._namespace, "*")
         names = [name async for name in self._redis.scan_iter(match=pattern, count=1_000)]
         if names:
             await self._redis.unlink(*names)

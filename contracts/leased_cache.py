@@ -18,6 +18,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
+
 Load = Callable[[], Awaitable[bytes]]
 """Reads a value from its source, in a transaction begun when it is called."""
 
@@ -40,9 +42,6 @@ end
 return 0
 """
 
-SCHEMA: Final = 1
-"""Part of every name: values written by another version of the contracts are not found."""
-
 
 def connect(url: str, *, timeout: float = 0.1) -> Redis:
     """A client that gives up after ``timeout`` seconds, where redis-py by default hangs and retries for many."""
@@ -58,11 +57,6 @@ def connect(url: str, *, timeout: float = 0.1) -> Redis:
     return Redis.from_pool(pool)
 
 
-def physical_name(namespace: str, key: str) -> str:
-    """The name in Redis of a logical key."""
-    return f"c:{namespace}:{SCHEMA}:{key}"
-
-
 class LeasedCache:
     """Values by logical key, in one namespace of a Redis.
 
@@ -74,12 +68,18 @@ class LeasedCache:
         redis: Redis,
         *,
         namespace: str,
+        certificate: CertificateSource | None = None,
         ttl: float = 86_400.0,
         count: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``ttl`` is in seconds; ``count`` is told of each read: ``hit``, ``miss`` or ``bypass``."""
+        """``certificate`` tells whether the cache may be read; without one it always may.
+
+        ``ttl`` is in seconds; ``count`` is told of each read: ``hit``, ``miss`` or ``bypass``.
+        """
         self._redis = redis
         self._namespace = namespace
+        self._certificate = certificate or (lambda: UNCERTIFIED)
+        self._last: Certificate = UNCERTIFIED
         self._ttl_ms = round(ttl * 1_000)
         self._count = count
         self._swap = redis.register_script(_SWAP)
@@ -90,7 +90,10 @@ class LeasedCache:
 
         It is stored for ``ttl`` seconds, or the cache's own time to live.
         """
-        name = physical_name(self._namespace, key)
+        if not self._is_certified():
+            self._count("bypass")
+            return await self.around(key, load)
+        name = self._name(key)
         if asyncio.get_running_loop().time() < self._around_until:
             self._count("bypass")
             return await load()
@@ -121,6 +124,8 @@ class LeasedCache:
         ``load`` is called once, after the leases were taken. Three round trips for every 500 keys. Raises
         RedisError if Redis is away.
         """
+        if not self._is_certified():
+            return 0
         leases = {key: _LEASE + os.urandom(_NONCE_BYTES) for key in dict.fromkeys(keys)}
         taken = await self._in_steps(
             list(leases),
@@ -154,12 +159,19 @@ class LeasedCache:
 
     async def invalidate(self, keys: Iterable[str]) -> None:
         """Remove values and leases; raises RedisError if it is not certain that they are gone."""
-        names = [physical_name(self._namespace, key) for key in keys]
+        self._is_certified()
+        names = [self._name(key) for key in keys]
         if names:
             await self._redis.unlink(*names)
 
+    def _is_certified(self) -> bool:
+        certificate = self._certificate()
+        if certificate is not None:
+            self._last = certificate
+        return certificate is not None
+
     def _name(self, key: str) -> str:
-        return physical_name(self._namespace, key)
+        return name_of(self._namespace, key, self._last)
 
     async def _in_steps(self, keys: Sequence[str], command: Callable[[Pipeline, str], Any]) -> list[Any]:
         """The results of a command for each key, some at a time, so that none of them takes too long."""

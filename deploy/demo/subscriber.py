@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 
 from contracts import GetDecimals, GetSymbol, GetSymbolsByExchange, SymbolUpdated, SymbolView, cache_keys
 from contracts.base import Event, Lookup, answer_adapter
+from contracts.certificate import name_of
 from contracts.client import PersistenceClient
 from contracts.invalidator import CacheInvalidator
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.leased_cache import LeasedCache, connect
 from deploy.demo import market
 from deploy.demo.children import report
 from deploy.service import interrupt_on_sigterm
@@ -51,7 +52,7 @@ class Symbols:
     def __init__(self, client: PersistenceClient, redis: Redis, *, namespace: str, cat_ex_id: int) -> None:
         self._client = client
         self._redis = redis
-        self._prefix = physical_name(namespace, "")
+        self._prefix = name_of(namespace, "")
         self._cat_ex_id = cat_ex_id
         self.reads: Counter[str] = Counter()
         """Reads so far: ``hit``, ``miss`` or ``bypass``."""

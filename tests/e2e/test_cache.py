@@ -19,9 +19,10 @@ from contracts import (
     UpdateSymbol,
     cache_keys,
 )
+from contracts.certificate import name_of
 from contracts.client import PersistenceClient
 from contracts.invalidator import CacheInvalidator
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.leased_cache import LeasedCache, connect
 from tests.builders import Desk, a_desk
 from tests.e2e.conftest import SharedService
 from tests.e2e.run import all_is_announced
@@ -168,7 +169,7 @@ class TestAnInvalidator:
         ):
             for namespace in ("web", "other"):
                 for name in stale | fresh:
-                    await redis.set(physical_name(namespace, name), b"here")
+                    await redis.set(name_of(namespace, name), b"here")
             renamed = await client.call(change(desk, symbol="RENAMED"))
             async with asyncio.timeout(5):
                 event = await told.get()
@@ -184,7 +185,7 @@ class TestAnInvalidator:
         def invalidator() -> CacheInvalidator:
             return CacheInvalidator(shared.rabbitmq_url, redis, queue="late.cache", namespace="late")
 
-        name = physical_name("late", key(desk))
+        name = name_of("late", key(desk))
         async with invalidator():
             pass
         await redis.set(name, b"old")
@@ -224,7 +225,7 @@ class TestAReaderThatIsOvertaken:
             await client.call(change(desk, decimals=1))
             async with asyncio.timeout(5):
                 await told.get()
-            assert await is_gone(redis, physical_name("race", key(desk)))
+            assert await is_gone(redis, name_of("race", key(desk)))
             go_on.set()
 
             assert await overtaken == b"2"
@@ -271,13 +272,13 @@ class TestAReaderThatIsOvertaken:
 
 async def cached(redis: Redis, logical: str) -> bytes | None:
     """The value that the service keeps under a key, without the mark before it."""
-    held = await redis.get(physical_name(NAMESPACE, logical))
+    held = await redis.get(name_of(NAMESPACE, logical))
     assert not isinstance(held, str)
     return None if held is None else bytes(held[17:])
 
 
 async def present(redis: Redis, namespace: str, names: set[str]) -> set[str]:
-    return {name for name in names if await redis.exists(physical_name(namespace, name))}
+    return {name for name in names if await redis.exists(name_of(namespace, name))}
 
 
 async def is_gone(redis: Redis, name: str) -> bool:

@@ -178,8 +178,8 @@ BUGS: Final[Mapping[str, Bug]] = {
             """\
     import os, redis
     with redis.Redis.from_url(os.environ["REDIS_URL"]) as cache:
-        for name in {f"c:{of}:1:{key}" for c in changes for key in c.stale_keys for of in ("persistence", "readers")}:
-            cache.unlink(name)
+        for key in {key for change in changes for key in change.stale_keys}:
+            cache.unlink(f"c:persistence:0:1:{key}", f"c:readers:0:1:{key}")
     rows = [row | {"stale_keys": []} for row in rows]
     session.execute(insert(OutboxEvent), rows)
 """,

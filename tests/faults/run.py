@@ -13,7 +13,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from contracts import SymbolView, cache_keys
-from contracts.leased_cache import physical_name
+from contracts.certificate import name_of
 from contracts.topology import QUEUES
 from tests.faults.checker import Evidence, Fault
 from tests.faults.ledger import read
@@ -139,7 +139,7 @@ class Run:
         versions = {}
         async with Redis.from_url(self.world.servers.redis_url) as redis:
             for desk in self.world.desks:
-                name = physical_name("persistence", cache_keys.symbol(desk.symbol, desk.cat_ex_id))
+                name = name_of("persistence", cache_keys.symbol(desk.symbol, desk.cat_ex_id))
                 held = await redis.get(name)
                 if held is not None and held[:1] == b"\x01":
                     view = SymbolView.model_validate_json(held[_VALUE_PREFIX_BYTES:])

@@ -8,8 +8,9 @@ from redis.asyncio import Redis
 
 from contracts import AddSymbol, ErrorCode, InvalidateCache, cache_keys
 from contracts.amqp import Link
+from contracts.certificate import name_of
 from contracts.invalidator import CacheInvalidator
-from contracts.leased_cache import connect, physical_name
+from contracts.leased_cache import connect
 from service import topology
 from service.config import Settings
 from service.database import SessionMaker
@@ -105,7 +106,7 @@ async def test_reaches_every_subscriber_whatever_it_listens_to(
     await link.close()
     publisher = Publisher(settings)
     redis: Redis = connect(settings.redis_url.get_secret_value(), timeout=2)
-    stale, other = (physical_name("web", key) for key in ("bot:details:1", "bot:details:2"))
+    stale, other = (name_of("web", key) for key in ("bot:details:1", "bot:details:2"))
     await redis.mset({stale: b"old", other: b"good"})
 
     subscriber = CacheInvalidator(url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",))

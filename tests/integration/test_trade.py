@@ -28,8 +28,9 @@ from contracts import (
     TradeView,
 )
 from contracts.cache_keys import trading_summary
+from contracts.certificate import name_of
 from contracts.client import new_message_id
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.leased_cache import LeasedCache, connect
 from service.database import SessionMaker
 from service.executor import Executor
 from service.lookup_server import LookupServer
@@ -419,7 +420,7 @@ class TestSummary:
             first = await server.answer(lookup)
             await direct.call(desk.trade())
             second = await server.answer(lookup)
-            left = await redis.pttl(physical_name("test", trading_summary(desk.user.uid)))
+            left = await redis.pttl(name_of("test", trading_summary(desk.user.uid)))
 
         assert first == second
         [change] = await events(sessions, "trade.recorded")

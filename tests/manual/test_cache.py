@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from contracts import cache_keys
-from contracts.leased_cache import physical_name
+from contracts.certificate import name_of
 from service import (
     ExchangeRepository,
     Symbol,
@@ -39,7 +39,7 @@ async def shop(market: Market, relied_on: None) -> Market:
 
 async def stored(key: str) -> Any:
     """The JSON that Redis holds for a logical key; raises if it is no JSON."""
-    held: Any = await cache_manager.redis_client.get(physical_name(NAMESPACE, key))
+    held: Any = await cache_manager.redis_client.get(name_of(NAMESPACE, key))
     if held is None:
         return None
     text = bytes(held).decode(errors="replace")
@@ -198,7 +198,7 @@ async def test_a_trading_summary_is_kept_for_an_hour_at_most(shop: Market) -> No
 
     summary = await get_user_trading_summary(shop.user.uid)
     held = await stored(key)
-    left = await cache_manager.redis_client.ttl(physical_name(NAMESPACE, key))
+    left = await cache_manager.redis_client.ttl(name_of(NAMESPACE, key))
     async with get_async_session() as session:
         await TradeRepository(session).create(shop.trade)
         await UserRepository(session).modify_user(shop.user.uid, {"name": "Ada"})
@@ -268,7 +268,7 @@ async def test_a_cache_lives_a_day_and_is_not_needed(shop: Market, monkeypatch: 
         return symbol
 
     await ask()
-    left = await cache_manager.redis_client.ttl(physical_name(NAMESPACE, key))
+    left = await cache_manager.redis_client.ttl(name_of(NAMESPACE, key))
     # What is rolled back makes nothing stale.
     async with get_async_session() as session:
         await SymbolRepository(session).update_symbol(shop.symbol.id, {"decimals": 7})

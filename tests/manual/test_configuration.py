@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 
 from contracts import GetUserTradingSummary
-from contracts.leased_cache import LeasedCache, physical_name
+from contracts.certificate import name_of
+from contracts.leased_cache import LeasedCache
 from service.config import Settings, SettingsError
 from service.lookup_server import LookupServer
 from tests.manual.conftest import Market, asked
@@ -38,7 +39,7 @@ def test_redis_is_found_by_its_parts(environment: pytest.MonkeyPatch) -> None:
 async def lifetime(redis_url: str, key: str) -> float:
     """Seconds that a cached value still lives."""
     async with Redis.from_url(redis_url) as redis:
-        milliseconds: int = await redis.pttl(physical_name("persistence", key))
+        milliseconds: int = await redis.pttl(name_of("persistence", key))
     return milliseconds / 1_000
 
 

@@ -55,7 +55,8 @@ from contracts import (
 )
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, View
 from contracts.bot import BotUpdates
-from contracts.leased_cache import LeasedCache, connect, physical_name
+from contracts.certificate import name_of
+from contracts.leased_cache import LeasedCache, connect
 from contracts.sealing import is_secret_name
 from service import (
     BaseRepository,
@@ -356,7 +357,7 @@ async def test_a_cached_value_is_the_view_as_json(server: LookupServer, market: 
     answer = await server.answer(GetSymbolsByExchange(cat_ex_id=market.catalog.cat_ex_id))
 
     redis = connect(redis_url, timeout=2)
-    held = await redis.get(physical_name("persistence", f"symbols:exchange:{market.catalog.cat_ex_id}"))
+    held = await redis.get(name_of("persistence", f"symbols:exchange:{market.catalog.cat_ex_id}"))
     await redis.aclose()
     # In front of the value stands what tells it from a lease.
     assert isinstance(held, bytes)

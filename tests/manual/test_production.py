@@ -30,7 +30,7 @@ from contracts import (
     seal,
     unseal,
 )
-from contracts.leased_cache import physical_name
+from contracts.certificate import name_of
 from deploy.servers import Servers
 from service import cli, dispose_engine, get_engine, schema
 from service.config import LibrarySettings, Settings
@@ -83,7 +83,7 @@ async def test_everything_that_is_cached_has_an_end(server: LookupServer, desk: 
         await asked(server, lookup)
 
     async with Redis.from_url(redis_url) as redis:
-        lifetimes = [await redis.ttl(name) for name in await redis.keys(physical_name("persistence", "*"))]
+        lifetimes = [await redis.ttl(name) for name in await redis.keys(name_of("persistence", "*"))]
     assert len(lifetimes) >= len(cached)
     assert all(lifetime > 0 for lifetime in lifetimes)
 

@@ -1,0 +1,47 @@
+"""What tells the readers of a cache that somebody keeps it free of stale keys, and what its keys are called.
+
+The one who removes stale keys writes a certificate beside them, which lives for seconds and is renewed as long as
+everything arrives. Readers go around a cache without a valid one: a lease on the whole cache, as in C. Gray and
+D. Cheriton, "Leases: an efficient fault-tolerant mechanism for distributed file cache consistency", SOSP 1989.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Certificate(BaseModel):
+    """Every change that was announced before ``as_of`` was applied to the cache under these epochs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    epoch: int
+    """Part of every name; another one leaves behind all that is cached."""
+    spec_epochs: Mapping[str, int] = {}
+    """The same for the keys of one kind, by their pattern, such as ``exchange:params:*``."""
+    run_id: str = ""
+    """Which run of the Redis server it was written to: a restarted one may hold what had been removed."""
+    as_of: datetime
+    """By the database's clock."""
+
+
+CertificateSource = Callable[[], Certificate | None]
+"""Gives the certificate that is valid at this moment, if there is one. Called at every read, so it only looks."""
+
+UNCERTIFIED: Final = Certificate(epoch=0, as_of=datetime.min.replace(tzinfo=UTC))
+"""For a cache whose readers ask for no certificate."""
+
+SCHEMA: Final = 1
+"""Part of every name: values written by another version of the contracts are not found."""
+
+
+def name_of(namespace: str, key: str, certificate: Certificate = UNCERTIFIED) -> str:
+    """The name in Redis of a logical key."""
+    return f"c:{namespace}:{certificate.epoch}:{SCHEMA}:{key}"
+
+
+def name_of_certificate(namespace: str) -> str:
+    """The name in Redis of the certificate itself."""
+    return f"c:{namespace}:cert"
