@@ -1,19 +1,15 @@
 """Engine, sessions, and the transaction they stand for."""
 
-import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from typing import Final
 
 from redis.asyncio import Redis
-from sqlalchemy import URL, Engine, event, make_url, text
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from service import connections
 from service.cache import CachingSession
 from service.config import LibrarySettings
 from service.vault import Vault, with_vault
@@ -21,8 +17,6 @@ from service.vault import Vault, with_vault
 SessionMaker = async_sessionmaker[AsyncSession]
 
 _REDIS: Final = "redis"
-_INVALIDATED: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
-_IDLE_SECONDS: Final = 0.5
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -63,51 +57,12 @@ def build_engine(settings: LibrarySettings, *, application_name: str = "persiste
                 "tcp_keepalives_interval": "2",
                 "tcp_keepalives_count": "3",
                 "tcp_user_timeout": "10000",
+                "client_connection_check_interval": "2000",
             },
         },
     )
-    if settings.db_pool_pre_ping:
-        _ping_after_a_rest(engine)
-    _count_invalidated(engine.sync_engine)
+    connections.watch(engine, ping_after_rest=settings.db_pool_pre_ping)
     return engine
-
-
-def _ping_after_a_rest(engine: AsyncEngine) -> None:
-    """Try a connection before it is used if it was idle: SQLAlchemy's own pre-ping tries it each time.
-
-    A lane gets its connection back within a millisecond, and a round trip per batch is a large part of what a batch
-    costs. One that breaks while in use is an outage that callers handle anyway.
-    """
-
-    @event.listens_for(engine.sync_engine, "checkin")
-    def note(_: Any, record: ConnectionPoolEntry) -> None:
-        record.info["idle_since"] = time.monotonic()
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def ping(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
-        if time.monotonic() - record.info.get("idle_since", math.inf) < _IDLE_SECONDS:
-            return
-        dialect = engine.sync_engine.dialect
-        try:
-            dialect.do_ping(connection)
-        except dialect.loaded_dbapi.Error as error:
-            raise DisconnectionError("the connection broke while nobody used it") from error
-
-
-def _count_invalidated(engine: Engine) -> None:
-    """Pools do not count what they throw away."""
-    _INVALIDATED[engine] = 0
-
-    def note(*_: Any) -> None:
-        _INVALIDATED[engine] += 1
-
-    event.listen(engine.pool, "invalidate", note)
-    event.listen(engine.pool, "soft_invalidate", note)
-
-
-def invalidated_connections(engine: Engine) -> int:
-    """How many connections of an engine were found broken and thrown away."""
-    return _INVALIDATED.get(engine, 0)
 
 
 async def what_a_power_cut_would_take(engine: AsyncEngine) -> list[str]:

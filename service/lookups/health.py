@@ -19,7 +19,8 @@ from contracts.health import (
     QueryPerformance,
     TableMetrics,
 )
-from service.database import invalidated_connections, redis_of
+from service.connections import invalidated_connections
+from service.database import redis_of
 from service.errors import reason
 from service.observability import REGISTRY
 from service.registry import LookupTable

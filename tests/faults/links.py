@@ -19,6 +19,14 @@ class Link(Proxy):
         self.hears_requests = True
         """Whether what a client sends arrives; it is gone if not, as with a half-open connection."""
         self.hears_answers = True
+        self._forgotten = 0
+
+    def forget(self) -> None:
+        """Nothing passes any more on the connections that are, and no end hears of it; new ones work.
+
+        As when a router loses its table, or a proxy its mind: both ends still get their bytes acknowledged.
+        """
+        self._forgotten += 1
 
     def heal(self) -> None:
         self.delay, self.hears_requests, self.hears_answers = 0.0, True, True
@@ -35,11 +43,12 @@ class Link(Proxy):
         assert link is not None
         self._links.add(link)
         to_server: asyncio.StreamWriter | None = None
+        forgotten = self._forgotten
         try:
             from_server, to_server = await asyncio.open_connection(self._parts.hostname, self._parts.port)
             ends = [
-                asyncio.create_task(self._pass(reader, to_server, requests=True)),
-                asyncio.create_task(self._pass(from_server, writer, requests=False)),
+                asyncio.create_task(self._pass(reader, to_server, forgotten, requests=True)),
+                asyncio.create_task(self._pass(from_server, writer, forgotten, requests=False)),
             ]
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -57,17 +66,20 @@ class Link(Proxy):
                     with suppress(OSError):
                         await side.wait_closed()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, requests: bool) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, forgotten: int, *, requests: bool
+    ) -> None:
         is_whole = True
         with suppress(OSError):
             while data := await reader.read(65_536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 # What was dropped once leaves a hole: no byte after it may arrive.
-                is_whole = is_whole and (self.hears_requests if requests else self.hears_answers)
+                is_heard = self.hears_requests if requests else self.hears_answers
+                is_whole = is_whole and is_heard and forgotten == self._forgotten
                 if is_whole:
                     writer.write(data)
                     await writer.drain()
-        if not is_whole:
+        if not is_whole or forgotten != self._forgotten:
             # That one side has hung up does not reach the other either.
             await asyncio.sleep(_SILENT_SECONDS)

@@ -1,12 +1,19 @@
-"""A connection that broke while nobody used it is replaced before anybody notices."""
+"""Connections that broke are replaced, and what the server still has of them is ended."""
 
 import asyncio
+import time
+from typing import Any
 
 import asyncpg
+import pytest
 from sqlalchemy import text
 
-from service import database
-from service.database import SessionMaker
+from service import connections
+from service.config import LibrarySettings
+from service.connections import invalidated_connections
+from service.database import SessionMaker, build_engine, build_session_maker
+from tests.e2e.wire import rows
+from tests.faults.links import Link
 
 
 async def test_one_that_broke_during_a_rest_is_replaced(sessions: SessionMaker, database_url: str) -> None:
@@ -15,7 +22,55 @@ async def test_one_that_broke_during_a_rest_is_replaced(sessions: SessionMaker, 
     admin = await asyncpg.connect(database_url)
     await admin.execute("SELECT pg_terminate_backend($1)", broken)
     await admin.close()
-    await asyncio.sleep(database._IDLE_SECONDS + 0.1)
+    await asyncio.sleep(connections._REST_SECONDS + 0.1)
 
     async with sessions() as session:
         assert await session.scalar(text("SELECT pg_backend_pid()")) != broken
+
+
+async def test_locks_of_a_session_that_fell_silent_in_the_middle_of_a_statement_are_freed(database_url: str) -> None:
+    async with Link(database_url) as link:
+        engine = build_engine(LibrarySettings.model_validate({"database_url": link.url, "db_command_timeout": 1}))
+        sessions = build_session_maker(engine)
+        async with sessions.begin() as session:
+            await session.execute(
+                text("INSERT INTO leases (name, holder, term, expires_at) VALUES ('it', gen_random_uuid(), 1, now())")
+            )
+        async with sessions() as session:
+            zombie = await session.scalar(text("SELECT pg_backend_pid()"))
+            await session.execute(text("UPDATE leases SET term = 2 WHERE name = 'it'"))
+            # The first half of a statement: the server waits for the second, and takes the session for active.
+            connection = await (await session.connection()).get_raw_connection()
+            driver: Any = connection.driver_connection
+            await driver.prepare("SELECT 1")
+            link.forget()
+            with pytest.raises(TimeoutError):
+                await session.execute(text("SELECT 2"))
+        state = await rows(database_url, "SELECT state, wait_event FROM pg_stat_activity WHERE pid = $1", zombie)
+        assert state == [{"state": "active", "wait_event": "ClientRead"}]
+
+        started = time.monotonic()
+        async with sessions.begin() as session:
+            await session.execute(text("UPDATE leases SET term = 3 WHERE name = 'it'"))
+        assert time.monotonic() - started < 2, "the lock was waited for"
+        assert not await rows(database_url, "SELECT FROM pg_stat_activity WHERE pid = $1", zombie)
+        assert invalidated_connections(engine.sync_engine) == 1
+        await engine.dispose()
+
+
+async def test_all_that_fell_silent_during_a_rest_are_replaced_at_once(database_url: str) -> None:
+    async with Link(database_url) as link:
+        engine = build_engine(LibrarySettings.model_validate({"database_url": link.url, "db_pool_size": 5}))
+        held = [await engine.connect() for _ in range(5)]
+        before = {await connection.scalar(text("SELECT pg_backend_pid()")) for connection in held}
+        for connection in held:
+            await connection.close()
+        await asyncio.sleep(connections._REST_SECONDS + 0.1)
+        link.forget()
+
+        started = time.monotonic()
+        for _ in range(5):
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SELECT pg_backend_pid()")) not in before
+        assert time.monotonic() - started < connections._PING_SECONDS + 2
+        await engine.dispose()
