@@ -46,6 +46,8 @@ class Binding:
 COMMANDS: Final = Exchange("persistence.commands", "topic", {"alternate-exchange": "persistence.unrouted"})
 LOOKUPS: Final = Exchange("persistence.lookups", "direct", {"alternate-exchange": "persistence.unknown_lookups"})
 EVENTS: Final = Exchange("persistence.events", "topic")
+HEARTBEATS: Final = Exchange("persistence.heartbeats", "fanout")
+"""How far the events are, once a second; apart from them, so that who listens to all events hears of changes only."""
 UNROUTED_EXCHANGE: Final = Exchange("persistence.unrouted", "fanout")
 UNKNOWN_LOOKUPS_EXCHANGE: Final = Exchange("persistence.unknown_lookups", "fanout")
 DEAD_LETTERS_EXCHANGE: Final = Exchange("persistence.dead_letters", "fanout")
@@ -57,6 +59,7 @@ EXCHANGES: Final = (
     COMMANDS,
     LOOKUPS,
     EVENTS,
+    HEARTBEATS,
 )
 
 # A queue that holds commands survives its broker, refuses rather than drops when full, and hands what the broker

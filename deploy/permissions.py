@@ -10,7 +10,7 @@ import sys
 from typing import Final, NamedTuple
 
 from contracts.base import COMMAND_TYPES
-from contracts.topology import COMMANDS, EVENTS, LOOKUPS
+from contracts.topology import COMMANDS, EVENTS, HEARTBEATS, LOOKUPS
 from service.commands import HANDLERS
 from service.senders import ROLES
 
@@ -36,7 +36,8 @@ def permissions_of(login: str, role: str) -> Permissions:
         raise ValueError("a login consists of a-z, 0-9 and -")
     if role == SUBSCRIBER:
         own = rf"^{login}\."
-        return Permissions(own, own, rf"^({login}\..*|{re.escape(EVENTS.name)})$", NOTHING)
+        heard = "|".join(re.escape(exchange.name) for exchange in (EVENTS, HEARTBEATS))
+        return Permissions(own, own, rf"^({login}\..*|{heard})$", NOTHING)
     commands = [name for name, kind in sorted(COMMAND_TYPES.items()) if kind in HANDLERS and ROLES[role](kind)]
     exchanges = [LOOKUPS.name, *([COMMANDS.name] if commands else [])]
     return Permissions(NOTHING, _one_of(exchanges), NOTHING, _one_of(commands) if commands else NOTHING)

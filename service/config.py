@@ -134,7 +134,7 @@ class Settings(LibrarySettings):
 
     relay_lease: Annotated[float, Field(ge=0.5)] = 2.0
     """Seconds after which another instance takes over publishing from one that fell silent."""
-    relay_poll_interval: Annotated[float, Field(gt=0)] = 0.1
+    relay_poll_interval: Annotated[float, Field(gt=0, le=1)] = 0.1
     relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 200
     """Outbox rows read and published at once."""
 

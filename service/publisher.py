@@ -13,7 +13,7 @@ from aio_pika import DeliveryMode, Message
 
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import Reply
-from contracts.topology import EVENTS
+from contracts.topology import EVENTS, HEARTBEATS
 from service.config import Settings
 
 log = structlog.get_logger()
@@ -24,12 +24,13 @@ _MUTE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """An event ready to go out."""
+    """An event or a heartbeat ready to go out."""
 
     event_id: UUID
     type: str
     occurred_at: datetime
     body: bytes
+    exchange: str = EVENTS.name
 
 
 class Publisher:
@@ -58,13 +59,15 @@ class Publisher:
         try:
             async with asyncio.timeout(self._timeout):
                 channel = await self._events.channel()
-                exchange = await channel.get_exchange(EVENTS.name, ensure=False)
+                exchanges = {
+                    name: await channel.get_exchange(name, ensure=False) for name in (EVENTS.name, HEARTBEATS.name)
+                }
                 with lost_links_as_errors():
                     # Frames leave in the order the tasks are made; only the confirms overlap.
                     await asyncio.gather(
                         *(
                             # An event nobody subscribed to is nobody's loss.
-                            exchange.publish(_event_message(event), event.type, mandatory=False)
+                            exchanges[event.exchange].publish(_event_message(event), event.type, mandatory=False)
                             for event in events
                         )
                     )

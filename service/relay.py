@@ -9,7 +9,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -18,6 +19,8 @@ from sqlalchemy import Row, Uuid, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.amqp import BROKEN_LINK
+from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from contracts.topology import HEARTBEATS
 from service import lease, outbox
 from service.config import Settings
 from service.database import SessionMaker
@@ -58,6 +61,35 @@ SELECT * FROM unnest(CAST(:types AS text[]), CAST(:numbers AS bigint[])) WHERE E
 ON CONFLICT (type) DO UPDATE SET sequence = excluded.sequence
 """)
 
+# The statement's time is before its snapshot, so whatever was committed before that time is seen. Neither a failover
+# nor a restored dump keeps all three parts of the timeline.
+_MARK: Final = text("""
+SELECT statement_timestamp() AS as_of, (SELECT max(id) FROM outbox) AS newest,
+    concat_ws(
+        '.',
+        (SELECT system_identifier FROM pg_control_system()),
+        (SELECT oid FROM pg_database WHERE datname = current_database()),
+        left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
+    ) AS timeline
+WHERE EXISTS (
+    SELECT FROM leases WHERE name = 'relay' AND holder = :holder AND expires_at > clock_timestamp()
+)
+""").bindparams(bindparam("holder", type_=Uuid()))
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What had to be published at a moment; once it is, a heartbeat may tell of that moment."""
+
+    as_of: datetime
+    newest: int | None
+    """The last row of the outbox then; None if all was published already."""
+    timeline: str
+
+    def is_reached(self, rows: Sequence[Row[Any]]) -> bool:
+        """Whether with these, the oldest there are, everything is published that was committed at the moment."""
+        return self.newest is None or (bool(rows) and rows[-1].id >= self.newest)
+
 
 class Relay:
     """The only one that publishes, as long as it holds the lease."""
@@ -73,6 +105,8 @@ class Relay:
         self._term: int | None = None
         self._renew_at = 0.0
         self._sequences: dict[str, int] | None = None
+        self._mark: _Mark | None = None
+        self._beat_at = 0.0
         self.lag: float | None = None
         """Seconds the oldest unpublished event has waited at the last look; None before the first look."""
 
@@ -108,19 +142,39 @@ class Relay:
         if self._term is None or self._sequences is None:
             return 0
         async with self._single_statement() as session:
+            if self._mark is None and time.monotonic() >= self._beat_at:
+                self._mark = await _mark(session, self._holder)
             rows = await _oldest(session, self._holder, self._batch)
         self.lag = rows[0].age.total_seconds() if rows else 0.0
         OUTBOX_LAG.set(self.lag)
+        sequences = dict(self._sequences)
+        events = [_publication(row, sequences) for row in rows]
+        beats = self._due_heartbeats(rows, self._term, sequences)
+        if not events and not beats:
+            return 0
+        # Beats go behind what they speak of, on the same channel. Should one of those get lost, its number tells.
+        await self._publisher.publish_events([*events, *beats])
         if not rows:
             return 0
-        sequences = dict(self._sequences)
-        await self._publisher.publish_events([_publication(row, sequences) for row in rows])
         async with self._single_statement() as session:
             await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, self._term)
         self._sequences = sequences
         for row in rows:
             EVENTS_PUBLISHED.labels(type=row.type).inc()
         return len(rows)
+
+    def _due_heartbeats(self, rows: Sequence[Row[Any]], term: int, sequences: dict[str, int]) -> list[Publication]:
+        """The heartbeat that may follow these rows, the oldest there are, if it is time for one."""
+        mark = self._mark
+        if mark is None or (rows and not mark.is_reached(rows)):
+            return []
+        self._mark = None
+        if not mark.is_reached(rows):
+            return []  # what it waited for is gone by another hand
+        self._beat_at = time.monotonic() + HEARTBEAT_SECONDS
+        beat = Heartbeat(as_of=mark.as_of, term=term, timeline=mark.timeline, sequences=sequences)
+        body = beat.model_dump_json().encode()
+        return [Publication(uuid4(), Heartbeat.wire_name, mark.as_of, body, exchange=HEARTBEATS.name)]
 
     @asynccontextmanager
     async def _single_statement(self) -> AsyncIterator[AsyncSession]:
@@ -149,7 +203,7 @@ class Relay:
         """Take the lease, or renew it long before it runs out; whoever does not have it tries at every look."""
         term = await lease.take(session, _LEASE, self._holder, self._lease)
         if term is None or term != self._term:
-            self._sequences = None
+            self._sequences = self._mark = None
         self._term = term
         self._renew_at = 0.0 if term is None else time.monotonic() + self._lease.total_seconds() / 4
         RELAY_LEADER.set(term is not None)
@@ -158,6 +212,12 @@ class Relay:
 async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[Row[Any]]:
     """The first rows, as long as ``holder`` has the lease: who was asleep while another took over gets none."""
     return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()
+
+
+async def _mark(session: AsyncSession, holder: UUID) -> _Mark | None:
+    """What is to be published now; None if ``holder`` has lost the lease."""
+    row = (await session.execute(_MARK, {"holder": holder})).one_or_none()
+    return None if row is None else _Mark(row.as_of, row.newest, row.timeline)
 
 
 def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:

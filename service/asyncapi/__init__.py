@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from contracts import topology
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, Command, Event
+from contracts.heartbeat import Heartbeat
 from service.asyncapi import html, prose
 from service.asyncapi.examples import example, example_of_event, stale_key_templates
 from service.asyncapi.schemas import Schema, one_line, reply_name, schemas_of
@@ -41,17 +42,20 @@ def document() -> dict[str, Any]:
             **{command: _channel(command, topology.COMMANDS) for command in COMMAND_TYPES},
             **{lookup: _channel(lookup, topology.LOOKUPS) for lookup in LOOKUP_TYPES},
             **{event: _channel(event, topology.EVENTS) for event in EVENT_TYPES},
+            Heartbeat.wire_name: _channel(Heartbeat.wire_name, topology.HEARTBEATS),
             _REPLIES: _reply_channel(requests),
         },
         "operations": {
             **{request.wire_name: _receive(request) for request in requests},
             **{event.wire_name: _send(event) for event in events},
+            Heartbeat.wire_name: _send(Heartbeat),
         },
         "components": {
             "messages": {
                 **{request.wire_name: _request_message(request, schemas) for request in requests},
                 **{reply_name(request): _reply_message(request, schemas) for request in requests},
                 **{event.wire_name: _event_message(event, schemas) for event in events},
+                Heartbeat.wire_name: _heartbeat_message(schemas),
             },
             "schemas": dict(sorted(schemas.items())),
             "correlationIds": prose.CORRELATION_IDS,
@@ -109,10 +113,10 @@ def _receive(request: KindOfRequest) -> Schema:
     }
 
 
-def _send(event: type[Event[Any]]) -> Schema:
+def _send(kind: type[Event[Any] | Heartbeat]) -> Schema:
     return {
         "action": "send",
-        **_operation(event.wire_name, tag="events"),
+        **_operation(kind.wire_name, tag="events"),
         "bindings": _delivery_binding(persistent=True, mandatory=False),
     }
 
@@ -145,8 +149,13 @@ def _event_message(event: type[Event[Any]], schemas: dict[str, Schema]) -> Schem
     }
 
 
-def _message(kind: KindOfRequest | type[Event[Any]], family: str) -> Schema:
-    """What requests and events have in common; headers and properties are those of the family."""
+def _heartbeat_message(schemas: dict[str, Schema]) -> Schema:
+    examples = [{"payload": example(schemas[Heartbeat.__name__], schemas)}]
+    return {**_message(Heartbeat, "Heartbeat"), "examples": examples}
+
+
+def _message(kind: KindOfRequest | type[Event[Any] | Heartbeat], family: str) -> Schema:
+    """What all but replies have in common; headers and properties are those of the family."""
     summary, _, description = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
     return {
         "name": kind.wire_name,

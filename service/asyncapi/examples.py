@@ -77,6 +77,8 @@ _VALUES: Final[dict[str, Any]] = {
     "InvalidationView.cat_ex_id": None,
     "InvalidationView.uid": None,
     "DelCatStrategy.name": None,  # it is named by its id
+    "Heartbeat.timeline": "7342018845510345682.16384.00000001",
+    "Heartbeat.sequences": {"symbol.updated": 42},
     "duplicate": False,
     "ErrorBody.code": "not_found",
     "ErrorBody.message": "there is no symbol 8",

@@ -7,6 +7,7 @@ from contracts import topology
 from contracts.topology import (
     COMMANDS,
     EVENTS,
+    HEARTBEATS,
     LOOKUP_QUEUE,
     LOOKUPS,
     MAX_COMMAND_BYTES,
@@ -73,6 +74,8 @@ DESCRIPTION: Final = inspect.cleandoc(f"""
     - Drop the `stale_keys` from your cache. They are logical keys such as those under `x-stale-keys`; in their
       parameters `%`, `:`, `{{` and `}}` are percent-encoded. Read no more of an event than you need, and let fields
       that you do not know pass.
+    - Who must know that no event is late or lost binds the same queue to `{HEARTBEATS.name}` too. A heartbeat comes
+      behind the events it speaks of; a cache that has not seen one with a fresh `as_of` may be stale.
 
     ## Numbers and times
 
@@ -221,6 +224,13 @@ PROPERTIES: Final[dict[str, dict[str, Any]]] = {
         ("content_type",),
         content_type=_text("Always set.", const="application/json"),
         correlation_id=_text("That of the request, if it had one."),
+    ),
+    "HeartbeatHeaders": _object(("schema_version",), schema_version=_SCHEMA_VERSION),
+    "HeartbeatProperties": _object(
+        ("type", "content_type", "app_id"),
+        type=_text("Always set.", const="heartbeat"),
+        content_type=_text("Always set.", const="application/json"),
+        app_id=_text("The service.", const="persistence"),
     ),
     "EventHeaders": _object(("schema_version",), schema_version=_SCHEMA_VERSION),
     "EventProperties": _object(

@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from contracts.base import Command, ErrorBody, Event, Meta, answer_adapter
+from contracts.heartbeat import Heartbeat
 from contracts.topology import MAX_CHANGES_PER_EVENT
 from service.received import KindOfRequest
 
@@ -30,6 +31,7 @@ def schemas_of(requests: Sequence[KindOfRequest], events: Sequence[type[Event[An
             *((request, "validation", TypeAdapter(request)) for request in requests),
             *((reply_name(request), "serialization", answer_adapter(request)) for request in requests),
             *((event, "serialization", TypeAdapter(event)) for event in events),
+            (Heartbeat, "serialization", TypeAdapter(Heartbeat)),
             (Meta, "serialization", TypeAdapter(Meta)),
             (ErrorBody, "serialization", TypeAdapter(ErrorBody)),
         ],

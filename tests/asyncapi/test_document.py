@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, Reply, answer_adapter, decode
 from contracts.errors import ErrorCode
-from contracts.topology import COMMANDS, EVENT_QUEUE_ARGUMENTS, EVENTS, LOOKUPS
+from contracts.heartbeat import Heartbeat
+from contracts.topology import COMMANDS, EVENT_QUEUE_ARGUMENTS, EVENTS, HEARTBEATS, LOOKUPS
 from service import asyncapi
 from service.asyncapi import html
 from service.asyncapi.schemas import attribute_texts
@@ -232,6 +233,18 @@ class TestEvents:
             "auto_delete": False,
             "arguments": EVENT_QUEUE_ARGUMENTS,
         }
+
+
+class TestHeartbeats:
+    def test_are_sent_to_an_exchange_of_their_own(self, document: Document) -> None:
+        operation = document["operations"]["heartbeat"]
+        channel = resolve(document, operation["channel"])
+        [message] = [resolve(document, part) for part in operation["messages"]]
+
+        assert operation["action"] == "send"
+        assert channel["bindings"]["amqp"]["exchange"]["name"] == HEARTBEATS.name
+        assert set(resolve(document, message["payload"])["properties"]) == set(Heartbeat.model_fields)
+        assert Heartbeat.model_validate(message["examples"][0]["payload"])
 
 
 class TestWords:

@@ -32,7 +32,7 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
 _COMMIT: Final = "        replies = await self._until_committed([delivery.task for delivery in batch])\n"
 _REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
 _REPORT: Final = "        return _report(tasks)\n"
-_PUBLISH: Final = "        await self._publisher.publish_events([_publication(row, sequences) for row in rows])\n"
+_PUBLISH: Final = "        await self._publisher.publish_events([*events, *beats])\n"
 _OTHER_TRANSACTION: Final = """\
 {indent}if changes:
 {indent}    from sqlalchemy import insert
@@ -44,7 +44,7 @@ _OLDEST: Final = (
     '    return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()\n'
 )
 _PUBLISH_LATER: Final = """\
-        publishing = self._publisher.publish_events([_publication(row, sequences) for row in rows])
+        publishing = self._publisher.publish_events([*events, *beats])
         _under_way.append(asyncio.create_task(publishing))
 """
 _FORGOTTEN: Final = "        self._sequences = sequences\n        for row in rows:"
@@ -132,7 +132,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "deletes and then publishes": _bug(
         "service.relay",
-        (_PUBLISH, "        events = [_publication(row, sequences) for row in rows]\n"),
+        (_PUBLISH, ""),
         (_FORGOTTEN, f"        await self._publisher.publish_events(events)\n{_FORGOTTEN}"),
         found_by="I6",
     ),

@@ -2,25 +2,33 @@
 
 import asyncio
 import json
+import secrets
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractQueue
-from sqlalchemy import func, select
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from pydantic import SecretStr
+from sqlalchemy import func, make_url, select, text
 
 from contracts import SymbolUpdates, UpdateSymbol
 from contracts.amqp import Link
-from contracts.topology import EVENTS
+from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
 from service.config import Settings
-from service.database import SessionMaker
+from service.database import SessionMaker, build_engine, build_session_maker
 from service.executor import Executor
 from service.models import OutboxEvent
 from service.publisher import Publisher
 from service.relay import Relay
 from tests.builders import Desk, Direct, a_desk, received
+from tests.fresh import execute
 
 
 @pytest.fixture
@@ -42,6 +50,13 @@ async def subscriber(settings: Settings, publisher: Publisher) -> AsyncIterator[
     await queue.bind(EVENTS.name, "#")
     yield queue
     await connection.close()
+
+
+@pytest.fixture
+async def listener(subscriber: AbstractQueue) -> AbstractQueue:
+    """The same queue, which gets the heartbeats as well."""
+    await subscriber.bind(HEARTBEATS.name)
+    return subscriber
 
 
 @pytest.fixture
@@ -179,3 +194,120 @@ class TestRelay:
             [event] = await received_by(subscriber, 1)
         assert event["type"] == "trade.recorded"
         running.cancel()
+
+
+class TestHeartbeat:
+    """What a subscriber may take for certain when it hears one."""
+
+    async def test_follows_everything_that_was_committed_before_its_moment(
+        self, relay: Relay, desk: Desk, sessions: SessionMaker, listener: AbstractQueue
+    ) -> None:
+        before = await database_clock(sessions)
+        await Executor(sessions).execute([received(desk.trade())])
+
+        await relay.publish_once()
+
+        *events, beat = await drained(listener)
+        assert [message.type for message in events][-1] == "trade.recorded"
+        told = Heartbeat.model_validate_json(beat.body)
+        assert before < told.as_of < await database_clock(sessions)
+        assert told.sequences == {kind: numbers[-1] for kind, numbers in numbers_of(events).items()}
+        assert await relay.publish_once() == 0
+        assert await drained(listener) == []
+
+    async def test_comes_once_a_second_while_nothing_happens(
+        self, relay: Relay, listener: AbstractQueue, sessions: SessionMaker
+    ) -> None:
+        running = asyncio.create_task(relay.run())
+        await asyncio.sleep(2.5 * HEARTBEAT_SECONDS)
+        running.cancel()
+
+        beats = [Heartbeat.model_validate_json(message.body) for message in await drained(listener)]
+        assert 2 <= len(beats) <= 4
+        apart = [(after.as_of - before.as_of).total_seconds() for before, after in pairwise(beats)]
+        assert all(HEARTBEAT_SECONDS <= seconds < 2 * HEARTBEAT_SECONDS for seconds in apart)
+        assert {beat.timeline for beat in beats} == {beats[0].timeline}
+        assert await waiting(sessions) == 0
+
+    async def test_of_a_backlog_waits_for_its_moment_and_claims_no_later_one(
+        self, desk: Desk, sessions: SessionMaker, settings: Settings, publisher: Publisher, listener: AbstractQueue
+    ) -> None:
+        """More comes in all the time, and the outbox is never empty."""
+        relay = Relay(sessions, publisher, settings.model_copy(update={"relay_batch": 4}))
+        executor = Executor(sessions)
+        await relay.publish_once()
+        marked = await database_clock(sessions)
+        for _ in range(4):
+            for _ in range(4):
+                await executor.execute([received(desk.trade())])
+            await relay.publish_once()
+
+        messages = await drained(listener)
+        # Six events were there at first, so the beat came with the second batch of four: neither before nor never.
+        at = [message.type for message in messages].index("heartbeat")
+        assert at == 8
+        assert Heartbeat.model_validate_json(messages[at].body).as_of < marked
+        assert await waiting(sessions) > 0
+
+    async def test_of_a_relay_that_was_overtaken_is_not_sent(
+        self, relay: Relay, sessions: SessionMaker, settings: Settings, publisher: Publisher, listener: AbstractQueue
+    ) -> None:
+        await relay.publish_once()
+        await asyncio.sleep(settings.relay_lease + 0.1)
+        other = Relay(sessions, publisher, settings)
+        await other.publish_once()
+        first, second = await drained(listener)
+        assert Heartbeat.model_validate_json(first.body).term < Heartbeat.model_validate_json(second.body).term
+        relay._renew_at = time.monotonic() + 60  # it does not know yet
+
+        await relay.publish_once()
+
+        assert await drained(listener) == []
+
+    async def test_is_readable_for_a_login_without_rights_of_its_own(
+        self, database_url: str, publisher: Publisher, listener: AbstractQueue, settings: Settings
+    ) -> None:
+        """The timeline comes from functions that not every role may be allowed to call."""
+        async with a_plain_login(database_url) as url:
+            engine = build_engine(settings.model_copy(update={"database_url": SecretStr(url)}))
+            await Relay(build_session_maker(engine), publisher, settings).publish_once()
+            await engine.dispose()
+
+        [beat] = await drained(listener)
+        assert len(Heartbeat.model_validate_json(beat.body).timeline.split(".")) == 3
+
+
+@asynccontextmanager
+async def a_plain_login(database_url: str) -> AsyncIterator[str]:
+    """The URL of the same database for a role that may read and write its tables and nothing else."""
+    role, password = f"plain_{secrets.token_hex(4)}", secrets.token_hex(8)
+    await execute(database_url, f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+    await execute(database_url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        yield str(make_url(database_url).set(username=role, password=password).render_as_string(hide_password=False))
+    finally:
+        await execute(database_url, f"DROP OWNED BY {role}")
+        await execute(database_url, f"DROP ROLE {role}")
+
+
+async def database_clock(sessions: SessionMaker) -> datetime:
+    async with sessions() as session:
+        now: datetime = await session.scalar(text("SELECT clock_timestamp()"))
+        return now
+
+
+async def drained(queue: AbstractQueue) -> list[AbstractIncomingMessage]:
+    """Everything that is in the queue."""
+    messages = []
+    while (message := await queue.get(fail=False)) is not None:
+        await message.ack()
+        messages.append(message)
+    return messages
+
+
+def numbers_of(events: list[AbstractIncomingMessage]) -> dict[str, list[int]]:
+    """The sequence numbers of each type, in order."""
+    numbers: dict[str, list[int]] = {}
+    for event in events:
+        numbers.setdefault(event.type or "", []).append(json.loads(event.body)["sequence"])
+    return numbers
