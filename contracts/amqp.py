@@ -94,6 +94,9 @@ class Link:
     async def _connect(self) -> AbstractConnection:
         try:
             return await aio_pika.connect(self._url, timeout=self._timeout)
+        except StopAsyncIteration:
+            # What aiormq makes of a broker that hangs up before it has said anything, as one does that is starting.
+            raise ConnectionError("the broker hung up") from None
         except InvalidFrameError:
             # What aiormq makes of a refusal that names the virtual host.
             vhost = self._url.path.removeprefix("/") or "/"

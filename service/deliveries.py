@@ -104,8 +104,6 @@ class _Receiver(FrameReceiver):
             await self._read()
 
     async def _read(self) -> None:
-        if self._place == len(self._arrived) and self.reader.at_eof():
-            raise StopAsyncIteration
         try:
             chunk = await self.reader.read(_CHUNK)
         except OSError as error:
