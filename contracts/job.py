@@ -8,7 +8,7 @@ from pydantic import Field, Strict
 from contracts.base import Command, Event, View
 from contracts.types import Count, Id, Instant, LedgerId
 
-CleanedTable = Literal["bot_logs", "ticks", "inbox", "simulations", "dead_letters"]
+CleanedTable = Literal["bot_logs", "ticks", "inbox", "simulations", "dead_letters", "published_events"]
 CLEANED: Final[tuple[str, ...]] = get_args(CleanedTable)
 
 

@@ -56,6 +56,8 @@ class LibrarySettings(BaseSettings):
     simulations_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
     dead_letters_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
     """Of dead letters that were replayed or discarded; open ones stay."""
+    published_events_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+    """Days in which an audit can tell that rows were announced."""
     inbox_retention_days: Annotated[int, Field(ge=REMEMBERED_DAYS, le=36_500)] = REMEMBERED_DAYS
     """Days in which a message that comes again has no second effect."""
 

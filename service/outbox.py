@@ -34,6 +34,9 @@ class PendingChange:
     """A change that waits for its transaction to commit."""
 
     event: type[Event[Any]]
+    key: str
+    version: int
+    """Below 0 if it is the change with which the row went."""
     body: str
     stale_keys: list[str]
     causation_id: UUID | None
@@ -67,15 +70,19 @@ def record(session: AsyncSession, event: type[Event[V]], *, before: V | None = N
     old = before.model_dump(mode="json") if before is not None else None
     new = after.model_dump(mode="json") if after is not None else None
     fields = (new or old or {}).keys()
+    key = {name: getattr(image, name) for name in event.key_fields}
+    version = getattr(image, "row_version", 1) + (after is None)
     change = {
-        "key": {name: getattr(image, name) for name in event.key_fields},
-        "version": getattr(image, "row_version", 1) + (after is None),
+        "key": key,
+        "version": version,
         "before": old,
         "after": new,
         "changed": [name for name in fields if old is None or new is None or old[name] != new[name]],
     }
     pending = PendingChange(
         event=event,
+        key=",".join("" if part is None else str(part) for part in key.values()),
+        version=-version if after is None else version,
         body=json.dumps(change, separators=(",", ":"), ensure_ascii=False),
         stale_keys=event.stale_keys_of([Change(key={}, version=0, before=before, after=after)]),
         causation_id=session.info.get(_CAUSE),
@@ -115,6 +122,13 @@ def change_as_json(event: type[Event[Any]], row: str) -> str:
         f"""concat('{{"key":{{', {key}, '}},"version":', {version}, ',"before"\\:null,"after":{{', {image}, """
         f"""'}},"changed":{changed}}}')"""
     )
+
+
+def announced_as(event: type[Event[Any]], row: str, *, order_by: str) -> str:
+    """SQL expressions for what a new row of ``outbox`` is about: ``keys, versions`` of many new rows of a kind."""
+    key = " || ',' || ".join(f"{row}.{name}" for name in event.key_fields)
+    # A row that is new is at its first version, also in the tables whose rows have no other.
+    return f"array_agg({key}::text ORDER BY {order_by}), array_fill(1, ARRAY[count(*)::int])"
 
 
 def _as_json(column: str, annotation: Any) -> str:
@@ -192,4 +206,6 @@ def _row(run: list[PendingChange]) -> dict[str, Any]:
         "causation_ids": list(dict.fromkeys(causes)),
         "changes": f"[{','.join(change.body for change in run)}]",
         "stale_keys": list(dict.fromkeys(key for change in run for key in change.stale_keys)),
+        "keys": [change.key for change in run],
+        "versions": [change.version for change in run],
     }

@@ -55,6 +55,11 @@ WITH ours AS MATERIALIZED (
     SELECT FROM leases WHERE name = 'relay' AND term = :term
 ), gone AS (
     DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[])) AND EXISTS (SELECT FROM ours)
+    RETURNING id, event_id, type, transaction_id, occurred_at, keys, versions
+), kept AS (
+    INSERT INTO published_events (id, event_id, type, sequence, transaction_id, occurred_at, keys, versions)
+    SELECT id, event_id, type, sequence, transaction_id, occurred_at, keys, versions
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:sequences AS bigint[])) AS numbered (id, sequence) JOIN gone USING (id)
 )
 INSERT INTO event_streams (type, sequence)
 SELECT * FROM unnest(CAST(:types AS text[]), CAST(:numbers AS bigint[])) WHERE EXISTS (SELECT FROM ours)
@@ -236,7 +241,16 @@ def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:
 
 
 async def _delete(session: AsyncSession, rows: Sequence[Row[Any]], sequences: dict[str, int], term: int) -> None:
-    """Forget what was published and note the last numbers given, unless another instance publishes it again now."""
+    """Keep of what was published only what it was about, and note the last numbers given.
+
+    Does nothing if another instance publishes it again now.
+    """
     types, numbers = zip(*sorted(sequences.items()), strict=True)
-    ids = [row.id for row in rows]
-    await session.execute(_DELETE, {"ids": ids, "types": list(types), "numbers": list(numbers), "term": term})
+    given = dict(sequences)
+    each = []
+    for row in reversed(rows):
+        each.append(given[row.type])
+        given[row.type] -= 1
+    ids = [row.id for row in reversed(rows)]
+    parameters = {"ids": ids, "sequences": each, "types": list(types), "numbers": list(numbers), "term": term}
+    await session.execute(_DELETE, parameters)

@@ -28,6 +28,7 @@ _BY_ROW: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "inbox": (("inbox_p_low", "received_at"), ("inbox_p_default", "received_at"), ("inbox_p_high", "received_at")),
     "simulations": (("simulations", "timestamp"),),
     "dead_letters": (("dead_letters", "state <> 'open' AND resolved_at"),),
+    "published_events": (("published_events_p_default", "published_at"),),
 }
 _BY_PARTITION: Final = {table.table: table for table in PARTITIONED}
 

@@ -76,6 +76,7 @@ PARTITIONED: Final = (
     Partitioned("bot_logs", "timestamp", length=timedelta(days=7), ahead=timedelta(days=28)),
     Partitioned("ticks", "timestamp", length=timedelta(days=7), ahead=timedelta(days=28)),
     Partitioned("inbox", "message_id", length=timedelta(days=1), ahead=timedelta(days=7), by_id=True),
+    Partitioned("published_events", "published_at", length=timedelta(days=1), ahead=timedelta(days=7)),
 )
 
 

@@ -13,6 +13,7 @@ from service.models.messaging import (
     OutboxEvent,
     Producer,
     ProducerNumber,
+    PublishedEvent,
 )
 from service.models.order import OPEN_STATUSES, Order
 from service.models.simulation import Simulation
@@ -48,6 +49,7 @@ __all__ = [
     "Position",
     "Producer",
     "ProducerNumber",
+    "PublishedEvent",
     "RoleEnum",
     "Simulation",
     "Strategy",

@@ -9,6 +9,7 @@ from sqlalchemy import (
     CheckConstraint,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     String,
     Text,
@@ -59,6 +60,32 @@ class OutboxEvent(Base):
     changes: Mapped[str] = mapped_column(Text)
     """A JSON array, written once and published as it is."""
     stale_keys: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    keys: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """Of each change the key of its row, values separated by commas; see `PublishedEvent`."""
+    versions: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
+    """Of each change the version it made; below 0 if it is the one with which the row went."""
+
+
+class PublishedEvent(Base):
+    """What is kept of an event that was published: which it was and what it was about, not what it said.
+
+    By it an audit tells that every row was announced. Partitioned by range of time.
+    """
+
+    __tablename__ = "published_events"
+
+    published_at: Mapped[datetime] = mapped_column(server_default=func.now(), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    """The one it had in the outbox."""
+    event_id: Mapped[UUID]
+    type: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    transaction_id: Mapped[int] = mapped_column(BigInteger)
+    occurred_at: Mapped[datetime]
+    keys: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    versions: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+
+    __table_args__ = ({"postgresql_partition_by": "RANGE (published_at)"},)
 
 
 class EventStream(Base):

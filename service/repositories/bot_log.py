@@ -16,7 +16,7 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
 from service.cursor import behind
 from service.models import BotLog
-from service.outbox import cause, change_as_json, record
+from service.outbox import announced_as, cause, change_as_json, record
 from service.repositories.base import BaseRepository, exact, in_utc
 
 # One round trip: read the rows, see that their bots exist, insert, announce.
@@ -42,9 +42,10 @@ WITH given AS MATERIALIZED (
         coalesce("timestamp", now())
     FROM given
 ), announced AS (
-    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
+    INSERT INTO outbox (type, causation_ids, changes, stale_keys, keys, versions)
     SELECT 'bot_log.saved', array_remove(array_agg(cause ORDER BY place), NULL),
-        '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}'
+        '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}',
+        {announced_as(BotLogSaved, "given", order_by="place")}
     FROM given
     HAVING count(*) > 0
 )

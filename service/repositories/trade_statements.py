@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Double, Select, case, cast, func, select, tex
 
 from contracts.trade import DryTradeRecorded, TradeRecorded
 from service.models import Bot, DryTrade, Trade, TradeTotals, User
-from service.outbox import change_as_json
+from service.outbox import announced_as, change_as_json
 
 # Many trades may have come in one message, and those of a program that uses the library came in none.
 _CAUSES: Final = """(
@@ -57,9 +57,10 @@ WITH given AS MATERIALIZED (
     ON CONFLICT (ex_id, ex_trade_id) WHERE ex_trade_id IS NOT NULL DO NOTHING
     RETURNING *
 ), announced AS (
-    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
+    INSERT INTO outbox (type, causation_ids, changes, stale_keys, keys, versions)
     SELECT 'trade.recorded', {_CAUSES.format(id="trade_id")},
-        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY trade_id) || ']', '{{}}'
+        '[' || string_agg({change_as_json(TradeRecorded, "stored")}, ',' ORDER BY trade_id) || ']', '{{}}',
+        {announced_as(TradeRecorded, "stored", order_by="trade_id")}
     FROM stored
     HAVING count(*) > 0
 )
@@ -95,9 +96,10 @@ WITH given AS MATERIALIZED (
     FROM given
     RETURNING *
 ), announced AS (
-    INSERT INTO outbox (type, causation_ids, changes, stale_keys)
+    INSERT INTO outbox (type, causation_ids, changes, stale_keys, keys, versions)
     SELECT 'dry_trade.recorded', {_CAUSES.format(id="dry_trade_id")},
-        '[' || string_agg({change_as_json(DryTradeRecorded, "stored")}, ',' ORDER BY dry_trade_id) || ']', '{{}}'
+        '[' || string_agg({change_as_json(DryTradeRecorded, "stored")}, ',' ORDER BY dry_trade_id) || ']', '{{}}',
+        {announced_as(DryTradeRecorded, "stored", order_by="dry_trade_id")}
     FROM stored
     HAVING count(*) > 0
 )

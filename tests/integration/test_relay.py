@@ -16,15 +16,16 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pydantic import SecretStr
 from sqlalchemy import func, make_url, select, text
 
-from contracts import SymbolUpdates, UpdateSymbol
+from contracts import RemoveExchangeFromBot, SaveBotLog, SymbolUpdates, UpdateSymbol
 from contracts.amqp import Link
+from contracts.base import Command
 from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
 from service.config import Settings
 from service.database import SessionMaker, build_engine, build_session_maker
 from service.executor import Executor
-from service.models import OutboxEvent
+from service.models import OutboxEvent, PublishedEvent
 from service.publisher import Publisher
 from service.relay import Relay
 from tests.builders import Desk, Direct, a_desk, received
@@ -88,6 +89,14 @@ async def waiting(sessions: SessionMaker) -> int:
         return await session.scalar(select(func.count()).select_from(OutboxEvent)) or 0
 
 
+def _keys(event: dict[str, Any]) -> list[str]:
+    return [",".join(map(str, change["key"].values())) for change in event["changes"]]
+
+
+def _versions(event: dict[str, Any]) -> list[int]:
+    return [-change["version"] if change["after"] is None else change["version"] for change in event["changes"]]
+
+
 class TestRelay:
     async def test_publishes_each_event_in_order_and_empties_the_outbox(
         self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue
@@ -120,6 +129,28 @@ class TestRelay:
         assert await relay.publish_once() == 1
 
         assert [event["sequence"] for event in await received_by(subscriber, 3)] == [1, 2, 3]
+
+    async def test_keeps_what_each_event_was_about(
+        self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue
+    ) -> None:
+        many: list[Command[Any]] = [desk.trade() for _ in range(3)]
+        many += [SaveBotLog(bot_id=desk.bot.bot_id, message="x") for _ in range(2)]
+        link = RemoveExchangeFromBot(bot_id=desk.bot.bot_id, ex_id=desk.account.ex_id)
+        await Executor(sessions).execute([received(command, reply_to=None) for command in [*many, link]])
+
+        published = await relay.publish_once()
+
+        said = [
+            (e["event_id"], e["type"], e["sequence"], e["transaction"], _keys(e), _versions(e))
+            for e in await received_by(subscriber, published)
+        ]
+        async with sessions() as session:
+            kept = list(await session.scalars(select(PublishedEvent).order_by(PublishedEvent.id)))
+        assert said == [
+            (str(e.event_id), e.type, e.sequence, str(e.transaction_id), e.keys, e.versions) for e in kept
+        ]
+        assert max(len(e.keys) for e in kept) == 3
+        assert kept[-1].versions == [-2]
 
     async def test_goes_on_counting_after_a_restart(
         self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue, settings: Settings

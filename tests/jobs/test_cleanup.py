@@ -101,12 +101,21 @@ async def resolved_of(sql: asyncpg.Connection, desk: Desk, days: float) -> None:
     )
 
 
+async def published_of(sql: asyncpg.Connection, desk: Desk, days: float) -> None:
+    await sql.execute(
+        "INSERT INTO published_events VALUES ($2, $1, gen_random_uuid(), 'x', 1, 1, now(), '{}', '{}')",
+        uuid4().int >> 65,
+        ago(days),
+    )
+
+
 KINDS: dict[str, tuple[Insert, float]] = {
     "bot_logs": (log_of, 90),
     "ticks": (tick_of, 90),
     "simulations": (simulation_of, 90),
     "inbox": (message_of, 7),
     "dead_letters": (resolved_of, 90),
+    "published_events": (published_of, 30),
 }
 
 

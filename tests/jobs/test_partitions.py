@@ -22,7 +22,7 @@ from service.jobs.scheduler import Run, Scheduler
 from tests.builders import Desk, Direct, received
 from tests.jobs.conftest import Start
 
-BOT_LOGS, TICKS, INBOX = PARTITIONED
+BOT_LOGS, TICKS, INBOX, _ = PARTITIONED
 KEPT = {table.table: timedelta(days=90) for table in (BOT_LOGS, TICKS)} | {"inbox": timedelta(days=7)}
 
 
