@@ -63,13 +63,16 @@ EXCHANGES: Final = (
 )
 
 # A queue that holds commands survives its broker, refuses rather than drops when full, and hands what the broker
-# itself gives up on to the backstop, confirmed. The delivery limit is far above what restarts can add up to.
+# itself gives up on to the backstop, confirmed. The delivery limit is far above what restarts can add up to. With
+# several instances one of them gets all that a queue holds, so that the order of each bot's messages is kept; the
+# broker turns to another when that one is gone.
 _COMMAND_QUEUE: Final = {
     "x-queue-type": "quorum",
     "x-dead-letter-exchange": DEAD_LETTERS_EXCHANGE.name,
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
     "x-delivery-limit": 100,
+    "x-single-active-consumer": True,
 }
 
 UNROUTED_QUEUE: Final = "persistence.unrouted"
