@@ -1,6 +1,7 @@
 """Things a test is not about, made by messages as a bot would."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,11 +33,13 @@ from contracts import (
 from contracts.base import Command, Lookup, answer_adapter
 from contracts.client import PersistenceClient, new_message_id
 from contracts.leased_cache import LeasedCache
+from service.config import Settings
 from service.database import SessionMaker
 from service.executor import Executor
 from service.lookup_server import LookupServer
-from service.publisher import Publisher
+from service.publisher import Publication, Publisher
 from service.received import Received
+from service.relay import Relay
 from service.vault import Vault
 
 
@@ -183,3 +186,21 @@ async def furnish(direct: Direct, desk: Desk) -> None:
     await direct.call(SaveBotLog(bot_id=bot_id, message="hello"))
     await direct.call(desk.simulation())
     await direct.call(desk.dry_trade())
+
+
+async def publish_everything(sessions: SessionMaker) -> None:
+    """Have a relay publish what is in the outbox, to nobody."""
+    settings = Settings.model_validate(
+        {"database_url": "postgresql://unused", "rabbitmq_url": "amqp://unused", "redis_url": "redis://unused"}
+    )
+    relay = Relay(sessions, cast("Publisher", _Nobody()), settings)
+    while await relay.publish_once():
+        pass
+    await relay.release()
+
+
+class _Nobody:
+    """Confirms whatever is published."""
+
+    async def publish_events(self, events: Sequence[Publication]) -> None:
+        """Take them."""

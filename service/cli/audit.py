@@ -16,10 +16,11 @@ from sqlalchemy.exc import DBAPIError
 
 from contracts.amqp import Link
 from service.app import StartError
-from service.audit import CANNOT_SEE, Audit, Finding, Progress, Result, listen, queues
+from service.audit import CANNOT_SEE, Audit, Finding, Result, listen, queues
 from service.config import Settings
 from service.database import build_engine, build_session_maker
 from service.errors import advice, reason
+from service.history import Progress
 
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 _COLOURS: Final = {Result.OK: "green", Result.NOTICE: "yellow", Result.BROKEN: "red", Result.UNKNOWN: "magenta"}
