@@ -310,11 +310,12 @@ class _Look:
             parameters = {"start": self._start, "after": book.after, "highest": highest or 2**63 - 1}
             async with self._reading() as session:
                 rows = (await session.execute(query, parameters)).all()
+            took = time.monotonic() - started
             for row in rows:
                 book.see(row.key, row.version, is_new=row.is_new)
             book.after = int(rows[-1].key) if len(rows) == _ROWS_AT_ONCE else highest
             progress(table.table, book.rows)
-            await asyncio.sleep(time.monotonic() - started)
+            await asyncio.sleep(took)
             if len(rows) < _ROWS_AT_ONCE:
                 return
 
@@ -336,6 +337,7 @@ class _Look:
             parts = {f"part_{n}": part for n, part in enumerate(last or ())}
             async with self._reading() as session:
                 rows = (await session.execute(query, {"start": self._start, **parts})).all()
+            took = time.monotonic() - started
             for row in rows:
                 book.see(row.of_row, row.version, is_new=row.is_new)
                 left.pop(row.of_row, None)
@@ -343,7 +345,7 @@ class _Look:
                 break
             last = rows[-1][: len(table.key)]
             progress(table.table, book.rows)
-            await asyncio.sleep(time.monotonic() - started)
+            await asyncio.sleep(took)
         book.suspects.update(left)
 
 
@@ -375,7 +377,7 @@ class _Numbers:
 async def _pages(
     reading: Begin, start: datetime, session: AsyncSession | None = None
 ) -> AsyncIterator[Sequence[Any]]:
-    """What was published since then, in order, and then what waits for it; as long as a page took the reader rests.
+    """What was published since then, in order, and then what waits for it; as long as a page took the database rests.
 
     With a ``session`` all of one snapshot, without rests.
     """
@@ -396,13 +398,14 @@ async def _pages(
             else:
                 async with reading() as own:
                     rows = (await own.execute(query, position)).all()
+            took = time.monotonic() - started
             if rows:
                 position |= {"at": rows[-1].published_at, "id": rows[-1].id}
                 yield rows
             if len(rows) < _EVENTS_AT_ONCE:
                 break
             if session is None:
-                await asyncio.sleep(time.monotonic() - started)
+                await asyncio.sleep(took)
         position = {"id": 0, "limit": _EVENTS_AT_ONCE}
 
 
