@@ -7,7 +7,7 @@ dead without a word. Here a broken link is an error to the caller of the moment,
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -15,12 +15,20 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotF
 from aiormq.exceptions import InvalidFrameError
 from yarl import URL
 
+from contracts.wire import Wire
+
 BROKEN_LINK: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
 """What an operation on a broken link raises; all of it may be tried again on a new one."""
 
-__all__ = ["BROKEN_LINK", "ChannelNotFoundEntity", "Link", "lost_links_as_errors"]
+__all__ = ["BROKEN_LINK", "ChannelNotFoundEntity", "Link", "WireLink", "lost_links_as_errors"]
 
-Setup = Callable[[AbstractChannel], Awaitable[None]]
+
+class _Closable(Protocol):
+    @property
+    def is_closed(self) -> bool: ...
+
+
+C = TypeVar("C", bound=_Closable)
 
 
 @contextmanager
@@ -38,7 +46,7 @@ def lost_links_as_errors() -> Iterator[None]:
         raise ConnectionError("the link to the broker was lost") from None
 
 
-class Link:
+class _Link(Generic[C]):
     """One connection with one channel.
 
     ``setup`` is called with each new channel, to declare and consume. Safe for use by many tasks at once.
@@ -49,43 +57,49 @@ class Link:
         url: str,
         *,
         name: str,
-        setup: Setup | None = None,
-        confirms: bool = True,
+        setup: Callable[[C], Awaitable[None]] | None = None,
         heartbeat: int = 10,
         timeout: float = 5.0,
     ) -> None:
         # The name is what an operator sees in the broker's list of connections.
         self._url = URL(url).update_query(name=name, heartbeat=str(heartbeat))
         self._setup = setup
-        self._confirms = confirms
         self._timeout = timeout
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
+        self._channel: C | None = None
+
+    async def _open_on(self, connection: AbstractConnection) -> C:
+        raise NotImplementedError
 
     @property
     def is_open(self) -> bool:
-        return (
+        return self.opened is not None
+
+    @property
+    def opened(self) -> C | None:
+        """The channel, if there is one that is open."""
+        if (
             self._connection is not None
             and not self._connection.is_closed
             and self._channel is not None
             and not self._channel.is_closed
-        )
-
-    async def channel(self) -> AbstractChannel:
-        """The channel, opened first if there is none; raises one of `BROKEN_LINK` if that fails."""
-        if self.is_open and self._channel is not None:
+        ):
             return self._channel
+        return None
+
+    async def channel(self) -> C:
+        """The channel, opened first if there is none; raises one of `BROKEN_LINK` if that fails."""
+        if (channel := self.opened) is not None:
+            return channel
         async with self._opening:
-            if self.is_open and self._channel is not None:
-                return self._channel
+            if (channel := self.opened) is not None:
+                return channel
             await self._discard()
             with lost_links_as_errors():
                 async with asyncio.timeout(self._timeout):
                     self._connection = await self._connect()
-                    channel = await self._connection.channel(
-                        publisher_confirms=self._confirms, on_return_raises=self._confirms
-                    )
+                    channel = await self._open_on(self._connection)
                     if self._setup is not None:
                         await self._setup(channel)
             self._channel = channel
@@ -116,3 +130,19 @@ class Link:
             with suppress(*BROKEN_LINK, asyncio.CancelledError), lost_links_as_errors():
                 async with asyncio.timeout(2):
                     await connection.close()
+
+
+class Link(_Link[AbstractChannel]):
+    """A link with a channel of aio-pika's."""
+
+    async def _open_on(self, connection: AbstractConnection) -> AbstractChannel:
+        return await connection.channel(on_return_raises=True)
+
+
+class WireLink(_Link[Wire]):
+    """A link with a channel for many messages."""
+
+    async def _open_on(self, connection: AbstractConnection) -> Wire:
+        if connection.transport is None:
+            raise ConnectionError("the link to the broker was lost")
+        return await Wire.open_on(connection.transport.connection)

@@ -9,19 +9,23 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from uuid import UUID, uuid4
 
-from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aio_pika.exceptions import DeliveryError, PublishError
+from aio_pika import DeliveryMode
+from aio_pika.exceptions import PublishError
+from aiormq.abc import DeliveredMessage
 from pydantic import ValidationError
 
-from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link, lost_links_as_errors
+from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, WireLink
 from contracts.base import Command, ErrorBody, Lookup, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
+from contracts.frames import Message, properties, table
 from contracts.topology import COMMANDS, FRESH_HEADER, LOOKUPS, MAX_COMMAND_BYTES
+from contracts.wire import Wire
 
 R = TypeVar("R")
 
 _REPLY_TO: Final = "amq.rabbitmq.reply-to"
+_HEADERS: Final = {"schema_version": 1}
+_PLAIN_HEADERS: Final = table(_HEADERS)
 
 # A confirm that takes longer is taken for a dead link, and the message is sent again on a new one.
 _ATTEMPT_SECONDS: Final = 10.0
@@ -62,9 +66,8 @@ class PersistenceClient:
         self._user_id = user_id
         self._confirm_timeout = confirm_timeout
         self._answer_timeout = answer_timeout
-        self._link = Link(url, name=app_id, setup=self._consume_replies)
+        self._link = WireLink(url, name=app_id, setup=self._consume_replies)
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
-        self._in_flight: set[str] = set()
 
     async def __aenter__(self) -> Self:
         await self._link.channel()
@@ -99,7 +102,8 @@ class PersistenceClient:
         `Refusal` for a command that is too large.
         """
         message_id = message_id or new_message_id()
-        await self._send(command, message_id, headers=headers, reply=None, timeout=timeout or self._confirm_timeout)
+        message = self._message(COMMANDS.name, command.wire_name, _body(command), message_id, headers=headers)
+        await self._hand_over(message, timeout or self._confirm_timeout)
         return message_id
 
     async def publish_bytes(
@@ -112,8 +116,8 @@ class PersistenceClient:
         timeout: float | None = None,
     ) -> None:
         """Hand over a command as it was written down earlier, byte by byte; otherwise as `publish`."""
-        message = self._message(name, body, message_id, headers=headers, persistent=True)
-        await self._in_turn(message, COMMANDS.name, name, timeout or self._confirm_timeout)
+        message = self._message(COMMANDS.name, name, body, message_id, headers=headers)
+        await self._hand_over(message, timeout or self._confirm_timeout)
 
     async def call(
         self,
@@ -141,8 +145,9 @@ class PersistenceClient:
         timeout: float | None = None,
     ) -> tuple[R, Meta]:
         """As `call`, with the reply's meta: whether it is a duplicate, the row's version, the commit token."""
-        message_id = message_id or new_message_id()
-        return await self._ask(command, message_id, headers=headers, timeout=timeout or self._answer_timeout)
+        return await self._ask(
+            command, COMMANDS.name, message_id or new_message_id(), headers, timeout or self._answer_timeout
+        )
 
     async def lookup(self, lookup: Lookup[R], *, fresh: bool = False, timeout: float | None = None) -> R:
         """The answer to a question. Any number may be asked at once.
@@ -152,26 +157,41 @@ class PersistenceClient:
         Raises `Refusal`, with code ``timeout`` if no answer came within ``timeout`` seconds.
         """
         headers = {FRESH_HEADER: True} if fresh else None
-        answer, _ = await self._ask(lookup, uuid4(), headers=headers, timeout=timeout or self._answer_timeout)
+        answer, _ = await self._ask(lookup, LOOKUPS.name, uuid4(), headers, timeout or self._answer_timeout)
         return answer
 
     async def _ask(
-        self, request: Request[R], message_id: UUID, *, headers: Mapping[str, Any] | None, timeout: float
+        self, request: Request[R], exchange: str, message_id: UUID, headers: Mapping[str, Any] | None, timeout: float
     ) -> tuple[R, Meta]:
+        """The answer to a request, which is handed over again under the same ids if the link breaks meanwhile."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         correlation_id = str(uuid4())
-        deadline = time.monotonic() + timeout
+        is_command = isinstance(request, Command)
+        message = self._message(
+            exchange,
+            request.wire_name,
+            _body(request),
+            message_id,
+            headers=headers,
+            reply=correlation_id,
+            expiration=None if is_command else timeout,
+        )
         try:
             while True:
-                reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-                self._waiting[correlation_id] = reply
-                left = max(deadline - time.monotonic(), 0.001)
-                await self._send(request, message_id, headers=headers, reply=correlation_id, timeout=left)
+                reply = self._waiting[correlation_id] = loop.create_future()
+                asked_at = loop.time()
+                # A question that gets lost is not answered: no need to wait for its confirm.
+                await self._hand_over(message, max(deadline - asked_at, 0.001), confirm=is_command)
                 try:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                    async with asyncio.timeout_at(deadline):
                         body = await reply
-                except ConnectionError:
-                    continue  # the reply queue died with the link; ask again under the same id
-                return _answer(request, body)
+                except ConnectionResetError:
+                    continue  # the reply queue died with the link
+                except TimeoutError:
+                    await self._doubt_link(asked_at)
+                    raise
+                return _read(request, body)
         except (TimeoutError, NotConfirmed):
             raise Refusal(
                 ErrorCode.TIMEOUT, f"no answer to {request.wire_name} within {timeout:g} s", retryable=True
@@ -179,74 +199,59 @@ class PersistenceClient:
         finally:
             self._waiting.pop(correlation_id, None)
 
-    async def _send(
+    async def _doubt_link(self, asked_at: float) -> None:
+        """Have a new link opened if the broker has not even confirmed what was sent since then."""
+        if self._link.opened is not None and self._link.opened.heard_at < asked_at:
+            await self._link.close()
+
+    def _message(
         self,
-        request: Request[Any],
+        exchange: str,
+        name: str,
+        body: bytes,
         message_id: UUID,
         *,
         headers: Mapping[str, Any] | None,
-        reply: str | None,
-        timeout: float,
-    ) -> None:
-        body = request.model_dump_json(exclude_unset=True).encode()
-        if len(body) > MAX_COMMAND_BYTES:
-            raise Refusal(
-                ErrorCode.VALIDATION, f"is {len(body)} bytes; at most {MAX_COMMAND_BYTES} are taken", field="body"
-            )
-        is_command = isinstance(request, Command)
-        message = self._message(request.wire_name, body, message_id, headers=headers, persistent=is_command)
-        if reply:
-            message.reply_to, message.correlation_id = _REPLY_TO, reply
-        if not is_command:
-            message.expiration = timeout
-        await self._in_turn(message, COMMANDS.name if is_command else LOOKUPS.name, request.wire_name, timeout)
-
-    def _message(
-        self, name: str, body: bytes, message_id: UUID, *, headers: Mapping[str, Any] | None, persistent: bool
+        reply: str | None = None,
+        expiration: float | None = None,
     ) -> Message:
-        return Message(
-            body,
+        head = properties(
             content_type="application/json",
+            headers=table({**_HEADERS, **headers}) if headers else _PLAIN_HEADERS,
+            # Only a question is worth nothing after a while.
+            delivery_mode=DeliveryMode.PERSISTENT if expiration is None else DeliveryMode.NOT_PERSISTENT,
+            correlation_id=reply,
+            reply_to=_REPLY_TO if reply else None,
+            expiration=expiration,
             message_id=str(message_id),
-            type=name,
-            app_id=self._app_id,
+            message_type=name,
             user_id=self._user_id,
-            headers={"schema_version": 1, **(headers or {})},
-            delivery_mode=DeliveryMode.PERSISTENT if persistent else DeliveryMode.NOT_PERSISTENT,
+            app_id=self._app_id,
         )
+        return Message(exchange, name, head, body, mandatory=True, message_id=str(message_id))
 
-    async def _in_turn(self, message: Message, exchange: str, routing_key: str, timeout: float) -> None:
-        message_id = message.message_id or ""
-        while message_id in self._in_flight:  # noqa: ASYNC110 - rare, and over within a confirm
-            # The broker's answers name the message id: two of one id in flight could not be told apart.
-            await asyncio.sleep(0.005)
-        self._in_flight.add(message_id)
-        try:
-            await self._confirmed(message, exchange, routing_key, timeout)
-        finally:
-            self._in_flight.discard(message_id)
-
-    async def _confirmed(self, message: Message, exchange: str, routing_key: str, timeout: float) -> None:
+    async def _hand_over(self, message: Message, timeout: float, *, confirm: bool = True) -> None:
+        """Return when the broker has a message, for good if that is to be confirmed; tried again until then."""
         deadline = time.monotonic() + timeout
         pause = 0.05
         while True:
             left = deadline - time.monotonic()
             try:
                 async with asyncio.timeout(min(max(left, 0), _ATTEMPT_SECONDS)):
-                    channel = await self._link.channel()
-                    with lost_links_as_errors():
-                        target = await channel.get_exchange(exchange, ensure=False)
-                        await target.publish(message, routing_key, mandatory=True)
+                    wire = await self._link.channel()
+                    await wire.room()
+                    if confirm:
+                        await wire.publish_confirmed([message])
+                    else:
+                        wire.publish(message)
             except (PublishError, ChannelNotFoundEntity):
-                raise Unroutable(
-                    f"the broker has no queue for {routing_key}; start the service there once, it declares them"
-                ) from None
-            except (DeliveryError, *BROKEN_LINK) as error:
+                raise _unroutable(message.routing_key) from None
+            except BROKEN_LINK as error:
                 if isinstance(error, TimeoutError):
                     await self._link.close()
                 if time.monotonic() + pause >= deadline:
                     raise NotConfirmed(
-                        f"{routing_key} {message.message_id} was not confirmed within {timeout:g} s: "
+                        f"{message.routing_key} {message.message_id} was not confirmed within {timeout:g} s: "
                         f"{type(error).__name__}"
                     ) from error
                 # Full jitter on a doubling base, so that bots do not come back all at once.
@@ -255,23 +260,46 @@ class PersistenceClient:
             else:
                 return
 
-    async def _consume_replies(self, channel: AbstractChannel) -> None:
-        queue = await channel.get_queue(_REPLY_TO, ensure=False)
-        await queue.consume(self._receive, no_ack=True)
-        channel.close_callbacks.add(self._fail_waiting)
+    async def _consume_replies(self, wire: Wire) -> None:
+        await wire.subscribe(_REPLY_TO, self._receive, on_return=self._come_back)
+        wire.closing.add_done_callback(self._fail_waiting)
 
-    async def _receive(self, message: AbstractIncomingMessage) -> None:
-        future = self._waiting.get(message.correlation_id or "")
+    def _receive(self, message: DeliveredMessage) -> None:
+        future = self._waiting.get(message.header.properties.correlation_id or "")
         if future is not None and not future.done():
             future.set_result(message.body)
 
-    def _fail_waiting(self, *_: object) -> None:
+    def _come_back(self, message: DeliveredMessage) -> None:
+        future = self._waiting.get(message.header.properties.correlation_id or "")
+        if future is not None and not future.done():
+            future.set_exception(_unroutable(message.routing_key or ""))
+
+    def _fail_waiting(self, closing: asyncio.Future[Any]) -> None:
+        reason = None if closing.cancelled() else closing.exception()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(ConnectionError("the link to the broker was lost"))
+                future.set_exception(
+                    # What was asked named an exchange that is not there.
+                    Unroutable(f"{reason}; start the service there once, it declares everything")
+                    if isinstance(reason, ChannelNotFoundEntity)
+                    else ConnectionResetError("the link to the broker was lost")
+                )
 
 
-def _answer(request: Request[R], body: bytes) -> tuple[R, Meta]:
+def _unroutable(routing_key: str) -> Unroutable:
+    return Unroutable(f"the broker has no queue for {routing_key}; start the service there once, it declares them")
+
+
+def _body(request: Request[Any]) -> bytes:
+    body = request.model_dump_json(exclude_unset=True).encode()
+    if len(body) > MAX_COMMAND_BYTES:
+        raise Refusal(
+            ErrorCode.VALIDATION, f"is {len(body)} bytes; at most {MAX_COMMAND_BYTES} are taken", field="body"
+        )
+    return body
+
+
+def _read(request: Request[R], body: bytes) -> tuple[R, Meta]:
     reply = Reply.model_validate_json(body)
     if not reply.ok:
         error = reply.error or ErrorBody(code=ErrorCode.INTERNAL, message="the service gave no reason")

@@ -22,9 +22,9 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 
 from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, Link, lost_links_as_errors
 from contracts.base import Reply
+from contracts.wire import Take
 from service import deliveries, tolerant_amqp
 from service.config import Settings
-from service.deliveries import Take
 from service.errors import is_transient, reason
 from service.executor import Executor, Task
 from service.observability import BATCH_SECONDS, BATCH_SIZE, LANE_WAITING, OUTAGES

@@ -9,17 +9,19 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from aio_pika import DeliveryMode, Message
+from aio_pika import DeliveryMode
 
-from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
+from contracts.amqp import BROKEN_LINK, WireLink
 from contracts.base import Reply
-from contracts.topology import EVENTS, HEARTBEATS
+from contracts.frames import Message, properties, table
+from contracts.topology import EVENTS
 from service.config import Settings
 
 log = structlog.get_logger()
 
 _ANSWER_SECONDS: Final = 15.0
 _MUTE_SECONDS: Final = 5.0
+_EVENT_HEADERS: Final = table({"schema_version": 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,14 @@ class Publication:
 
 
 class Publisher:
-    """Two channels: one confirms events, the other sends answers, whose loss the asker notices by its timeout."""
+    """Two links: one confirms events, on the other go answers, whose loss the asker notices by its timeout."""
 
     def __init__(self, settings: Settings) -> None:
         url = settings.rabbitmq_url.get_secret_value()
         self._timeout = settings.publish_timeout
         self._mute_until = 0.0
-        self._events = Link(url, name="persistence-events", heartbeat=settings.rabbitmq_heartbeat)
-        self._replies = Link(
-            url, name="persistence-replies", heartbeat=settings.rabbitmq_heartbeat, confirms=False, timeout=2
-        )
+        self._events = WireLink(url, name="persistence-events", heartbeat=settings.rabbitmq_heartbeat)
+        self._replies = WireLink(url, name="persistence-replies", heartbeat=settings.rabbitmq_heartbeat, timeout=2)
 
     async def open(self) -> None:
         """Connect; raises one of `BROKEN_LINK` if the broker cannot be reached."""
@@ -58,19 +58,8 @@ class Publisher:
         """Publish in order and return when all are confirmed; raises one of `BROKEN_LINK` if any is not."""
         try:
             async with asyncio.timeout(self._timeout):
-                channel = await self._events.channel()
-                exchanges = {
-                    name: await channel.get_exchange(name, ensure=False) for name in (EVENTS.name, HEARTBEATS.name)
-                }
-                with lost_links_as_errors():
-                    # Frames leave in the order the tasks are made; only the confirms overlap.
-                    await asyncio.gather(
-                        *(
-                            # An event nobody subscribed to is nobody's loss.
-                            exchanges[event.exchange].publish(_event_message(event), event.type, mandatory=False)
-                            for event in events
-                        )
-                    )
+                wire = await self._events.channel()
+                await wire.publish_confirmed([_event_message(event) for event in events])
         except BaseException:
             # Whether the rest got through is unknown: begin again on a fresh link, so that order holds.
             await self._events.close()
@@ -78,17 +67,15 @@ class Publisher:
 
     async def answer(self, queue: str, correlation_id: str | None, reply: Reply | bytes) -> None:
         """Send an answer, and never fail: who asked and is gone has no use for it."""
-        body = reply if isinstance(reply, bytes) else reply.model_dump_json(exclude_none=True).encode()
-        message = Message(body, content_type="application/json", correlation_id=correlation_id)
         if time.monotonic() < self._mute_until:
             return
         try:
             # As long as askers wait: a burst of answers takes its time on a busy machine.
             async with asyncio.timeout(_ANSWER_SECONDS):
-                channel = await self._replies.channel()
-                with lost_links_as_errors():
-                    await channel.default_exchange.publish(message, queue, mandatory=False)
-        except BROKEN_LINK as error:
+                wire = await self._replies.channel()
+                await wire.room()
+            wire.publish(_answer_message(queue, correlation_id, reply))
+        except (*BROKEN_LINK, ValueError) as error:  # a ValueError: an address that no message can bear
             if isinstance(error, TimeoutError):
                 # A broker that takes nothing must not hold up the lane once for each answer of a batch.
                 self._mute_until = time.monotonic() + _MUTE_SECONDS
@@ -96,13 +83,19 @@ class Publisher:
 
 
 def _event_message(event: Publication) -> Message:
-    return Message(
-        event.body,
+    head = properties(
         content_type="application/json",
+        headers=_EVENT_HEADERS,
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=str(event.event_id),
-        type=event.type,
-        timestamp=event.occurred_at,
+        timestamp=int(event.occurred_at.timestamp()),
+        message_type=event.type,
         app_id="persistence",
-        headers={"schema_version": 1},
     )
+    # An event nobody subscribed to is nobody's loss: it is not mandatory.
+    return Message(event.exchange, event.type, head, event.body)
+
+
+def _answer_message(queue: str, correlation_id: str | None, reply: Reply | bytes) -> Message:
+    body = reply if isinstance(reply, bytes) else reply.model_dump_json(exclude_none=True).encode()
+    return Message("", queue, properties(content_type="application/json", correlation_id=correlation_id), body)

@@ -203,8 +203,8 @@ BUGS: Final[Mapping[str, Bug]] = {
         found_by="I1",
     ),
     "takes a lost link for a confirm": _bug(
-        "contracts.amqp",
-        ('        raise ConnectionError("the link to the broker was lost") from None', "        return"),
+        "contracts.wire",
+        ("                batch.confirmed.set_exception(error)", "                batch.confirmed.set_result(None)"),
         found_by="I6",
     ),
 }
