@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
@@ -28,7 +28,7 @@ from service.config import Settings
 from service.errors import is_transient, reason
 from service.executor import Executor, Task
 from service.observability import BATCH_SECONDS, BATCH_SIZE, LANE_WAITING, OUTAGES
-from service.publisher import Publisher
+from service.publisher import Addressed, Publisher
 from service.received import Received
 
 log = structlog.get_logger()
@@ -143,10 +143,7 @@ class Lane:
         BATCH_SECONDS.labels(lane=self.queue).observe(time.perf_counter() - started)
         BATCH_SIZE.labels(lane=self.queue).observe(len(batch))
         self._committed()
-        for delivery, reply in zip(batch, replies, strict=True):
-            received = delivery.task.received
-            if received.answerable is not None:
-                await self._publisher.answer(received.answerable, received.correlation_id, reply)
+        await self._publisher.answer(list(_answers(batch, replies)))
         await _acknowledge(batch)
 
     async def _until_committed(self, batch: list[Task]) -> list[Reply]:
@@ -196,6 +193,14 @@ class Lane:
             self.is_held = False
             log.info("intake_resumed", lane=self.queue)
             return
+
+
+def _answers(batch: list[_Delivery], replies: list[Reply]) -> Iterator[Addressed]:
+    for delivery, reply in zip(batch, replies, strict=True):
+        received = delivery.task.received
+        if received.answerable is not None:
+            body = reply.model_dump_json(exclude_none=True).encode()
+            yield Addressed(received.answerable, received.correlation_id, body)
 
 
 async def _acknowledge(batch: list[_Delivery]) -> None:

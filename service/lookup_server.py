@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import structlog
 from aiormq.abc import DeliveredMessage
+from prometheus_client import Counter, Histogram
 
 from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
@@ -19,7 +22,7 @@ from service.database import SessionMaker
 from service.errors import is_transient, refusal_for
 from service.lookups import ANSWERS
 from service.observability import LOOKUP_SECONDS, LOOKUPS_ANSWERED
-from service.publisher import Publisher
+from service.publisher import Addressed, Publisher
 from service.received import Received
 from service.registry import Answer
 from service.senders import Senders
@@ -31,6 +34,19 @@ _AT_ONCE: Final = 100
 """Lookups that may be at the database at the same time; more would only wait for its connections."""
 _OPEN_AT_MOST: Final = 1_000
 """Lookups that may be taken before some of them are answered."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A question on its way to its answer."""
+
+    received: Received
+    at: float
+    lookup: Lookup[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.received.command if self.received.command in LOOKUP_TYPES else "unknown"
 
 
 class LookupServer:
@@ -59,75 +75,113 @@ class LookupServer:
         self._require_user = require_user
         self._senders = senders or Senders()
         self._loading = asyncio.Semaphore(_AT_ONCE)
-        self._open: set[asyncio.Task[None]] = set()
+        self._arrived: list[_Asked] = []
         self._newest: DeliveredMessage | None = None
-        self._settling: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._open: set[asyncio.Task[None]] = set()
 
     def take(self, delivery: DeliveredMessage) -> None:
         """Begin to answer a delivery. Nothing is awaited."""
         self._newest = delivery
-        answering = asyncio.create_task(self._answer(read_delivery(delivery)))
-        self._open.add(answering)
-        answering.add_done_callback(self._open.discard)
-        if self._settling is None or self._settling.done():
-            self._settling = asyncio.create_task(self._settle())
+        self._arrived.append(_Asked(read_delivery(delivery), time.perf_counter()))
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer_what_arrives())
 
-    async def _settle(self) -> None:
-        """Acknowledge all that was taken, in one frame for what arrived together.
+    async def finish(self) -> None:
+        """Return when every lookup taken so far is answered."""
+        while self._answering is not None and not self._answering.done():
+            await asyncio.wait([self._answering])
+        while self._open:
+            await asyncio.wait(self._open)
 
-        That is before it is answered, since a lookup that gets lost is asked again; but not while so many are open
-        that taking more would only pile them up.
+    async def _answer_what_arrives(self) -> None:
+        """Answer what has arrived together out of the cache, while the next ones collect.
+
+        Acknowledged is in one frame all that was taken. That is before it is answered, since a lookup that gets lost
+        is asked again; but not while so many are open that taking more would only pile them up.
         """
-        settled = None
-        while (newest := self._newest) is not settled and newest is not None:
+        while self._arrived and self._newest is not None:
+            asked, self._arrived = self._arrived, []
+            newest = self._newest
+            await self._answer_together(asked)
             while len(self._open) > _OPEN_AT_MOST:
                 await asyncio.wait(self._open, return_when=asyncio.FIRST_COMPLETED)
             with suppress(*BROKEN_LINK), lost_links_as_errors():
                 await newest.channel.basic_ack(newest.delivery_tag or 0, multiple=True, wait=False)
-            settled = newest
 
-    async def _answer(self, received: Received) -> None:
-        reply = await self.reply(received)
+    async def _answer_together(self, asked: Sequence[_Asked]) -> None:
+        """Answer at once what is cached, and begin to answer the rest, each by itself."""
+        keys = [self._key_at_hand(each) for each in asked]
+        cached = await self._cache.cached([key for key in keys if key is not None])
+        answers = []
+        for each, key in zip(asked, keys, strict=True):
+            data = None if key is None else cached.get(key)
+            if data is None:
+                answering = asyncio.create_task(self._answer_alone(each))
+                self._open.add(answering)
+                answering.add_done_callback(self._open.discard)
+            elif each.received.answerable is not None:
+                answers.append(Addressed(each.received.answerable, each.received.correlation_id, _done(each, data)))
+        if answers:
+            await self._publisher.answer(answers)
+
+    def _key_at_hand(self, asked: _Asked) -> str | None:
+        """Under which key the answer may be cached; None if it takes more than that to answer."""
+        if self._senders.are_limited or asked.received.headers.get(FRESH_HEADER) is True:
+            return None
+        try:
+            lookup = self._read(asked)
+            answer = self._answers[type(lookup)]
+            return None if lookup.restricted or answer.key is None else answer.key(lookup)
+        except Exception:  # noqa: BLE001 - who answers it alone says what is wrong with it
+            return None
+
+    async def _answer_alone(self, asked: _Asked) -> None:
+        received = asked.received
+        reply = await self._reply(asked)
         if received.answerable is not None:
-            await self._publisher.answer(received.answerable, received.correlation_id, reply)
-
-    async def finish(self) -> None:
-        """Return when every lookup taken so far is answered."""
-        while self._open:
-            await asyncio.wait(self._open)
+            await self._publisher.answer([Addressed(received.answerable, received.correlation_id, reply)])
 
     async def reply(self, received: Received) -> bytes:
         """The reply to a question, whatever becomes of it."""
-        started = time.perf_counter()
-        name = received.command if received.command in LOOKUP_TYPES else "unknown"
+        return await self._reply(_Asked(received, time.perf_counter()))
+
+    async def _reply(self, asked: _Asked) -> bytes:
+        received = asked.received
         try:
-            kind = LOOKUP_TYPES.get(received.command)
-            is_restricted = kind is not None and kind.restricted
-            lookup = received.read_as(LOOKUP_TYPES, require_user=self._require_user and is_restricted)
-            assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
+            lookup = self._read(asked)
             await self._judge_sender(received, lookup)
             data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
             refusal = _refusal(received, error)
-            LOOKUPS_ANSWERED.labels(lookup=name, outcome=refusal.code.value).inc()
+            LOOKUPS_ANSWERED.labels(lookup=asked.name, outcome=refusal.code.value).inc()
             body = ErrorBody(
                 code=refusal.code, message=refusal.message, field=refusal.field, retryable=refusal.retryable
             )
             return Reply(ok=False, error=body).model_dump_json(exclude_none=True).encode()
-        if is_restricted and data != b"null":
+        if lookup.restricted and data != b"null":
             log.info(
                 "credentials_given_out",
-                lookup=name,
+                lookup=asked.name,
                 about=lookup.model_dump(mode="json", exclude={"public_key"}),
                 user_id=received.user_id,
                 app_id=received.app_id,
             )
-        LOOKUPS_ANSWERED.labels(lookup=name, outcome="ok").inc()
-        LOOKUP_SECONDS.labels(lookup=name).observe(time.perf_counter() - started)
-        # A cached answer is passed on as the bytes it is, neither read nor written again.
-        return b'{"ok":true,"data":' + data + b',"meta":{}}'
+        return _done(asked, data)
+
+    def _read(self, asked: _Asked) -> Lookup[Any]:
+        """The question in a message; raises `Refusal` that names what is wrong."""
+        if asked.lookup is None:
+            kind = LOOKUP_TYPES.get(asked.received.command)
+            require_user = self._require_user and kind is not None and kind.restricted
+            lookup = asked.received.read_as(LOOKUP_TYPES, require_user=require_user)
+            assert isinstance(lookup, Lookup)  # noqa: S101 - the table holds nothing else
+            asked.lookup = lookup
+        return asked.lookup
 
     async def _judge_sender(self, received: Received, lookup: Lookup[Any]) -> None:
+        if not self._senders.are_limited:
+            return
         async with self._sessions() as session:
             [refusal] = await self._senders.judge(session, [(received.user_id, lookup)])
         if refusal is not None:
@@ -155,6 +209,19 @@ class LookupServer:
             if answer.connects:
                 await session.connection(execution_options={"postgresql_readonly": True})
             return _dump(lookup, await answer.load(lookup, UnitOfWork(session)))
+
+
+def _done(asked: _Asked, data: bytes) -> bytes:
+    """The reply that is the answer, as the bytes it is: it is neither read nor written again."""
+    answered, seconds = _metrics(asked.name)
+    answered.inc()
+    seconds.observe(time.perf_counter() - asked.at)
+    return b'{"ok":true,"data":' + data + b',"meta":{}}'
+
+
+@cache
+def _metrics(name: str) -> tuple[Counter, Histogram]:
+    return LOOKUPS_ANSWERED.labels(lookup=name, outcome="ok"), LOOKUP_SECONDS.labels(lookup=name)
 
 
 def _dump(lookup: Lookup[Any], value: Any) -> bytes:

@@ -5,16 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
 from aio_pika import DeliveryMode
 
 from contracts.amqp import BROKEN_LINK, WireLink
-from contracts.base import Reply
 from contracts.frames import Message, properties, table
 from contracts.topology import EVENTS
+from contracts.wire import Wire
 from service.config import Settings
 
 log = structlog.get_logger()
@@ -33,6 +33,14 @@ class Publication:
     occurred_at: datetime
     body: bytes
     exchange: str = EVENTS.name
+
+
+class Addressed(NamedTuple):
+    """An answer and who is to have it."""
+
+    queue: str
+    correlation_id: str | None
+    reply: bytes
 
 
 class Publisher:
@@ -65,21 +73,22 @@ class Publisher:
             await self._events.close()
             raise
 
-    async def answer(self, queue: str, correlation_id: str | None, reply: Reply | bytes) -> None:
-        """Send an answer, and never fail: who asked and is gone has no use for it."""
+    async def answer(self, answers: Sequence[Addressed]) -> None:
+        """Send answers, and never fail: who asked and is gone has no use for them."""
         if time.monotonic() < self._mute_until:
             return
         try:
             # As long as askers wait: a burst of answers takes its time on a busy machine.
             async with asyncio.timeout(_ANSWER_SECONDS):
                 wire = await self._replies.channel()
-                await wire.room()
-            wire.publish(_answer_message(queue, correlation_id, reply))
-        except (*BROKEN_LINK, ValueError) as error:  # a ValueError: an address that no message can bear
+                for answer in answers:
+                    await wire.room()
+                    _send(wire, answer)
+        except BROKEN_LINK as error:
             if isinstance(error, TimeoutError):
-                # A broker that takes nothing must not hold up the lane once for each answer of a batch.
+                # A broker that takes nothing must not hold up a lane once for each of its batches.
                 self._mute_until = time.monotonic() + _MUTE_SECONDS
-            log.warning("answer_not_sent", error=type(error).__name__)
+            log.warning("answers_not_sent", answers=len(answers), error=type(error).__name__)
 
 
 def _event_message(event: Publication) -> Message:
@@ -96,6 +105,9 @@ def _event_message(event: Publication) -> Message:
     return Message(event.exchange, event.type, head, event.body)
 
 
-def _answer_message(queue: str, correlation_id: str | None, reply: Reply | bytes) -> Message:
-    body = reply if isinstance(reply, bytes) else reply.model_dump_json(exclude_none=True).encode()
-    return Message("", queue, properties(content_type="application/json", correlation_id=correlation_id), body)
+def _send(wire: Wire, answer: Addressed) -> None:
+    try:
+        head = properties(content_type="application/json", correlation_id=answer.correlation_id)
+        wire.publish(Message("", answer.queue, head, answer.reply))
+    except ValueError as error:
+        log.warning("answer_not_addressed", reason=str(error))

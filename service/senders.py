@@ -119,6 +119,11 @@ class Senders:
             senders[login] = Sender(role, frozenset(map(int, uids.split("+"))) if uids else None)
         return cls(senders)
 
+    @property
+    def are_limited(self) -> bool:
+        """Whether there is anything to judge."""
+        return bool(self._senders)
+
     async def judge(
         self, session: AsyncSession, asked: Sequence[tuple[str | None, Request[Any]]]
     ) -> list[Refusal | None]:
