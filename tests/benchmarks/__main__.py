@@ -4,7 +4,6 @@ Both sides of a ratio run one after the other on the same servers; a run that lo
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -18,12 +17,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from deploy.servers import Servers, running
 from tests.benchmarks import announce, backlog, drain, growth, plot, talk
-from tests.benchmarks.result import Result, compared
+from tests.benchmarks.result import Goal, Result, compared
 from tests.benchmarks.stage import REPOSITORY, Stage, logs, mixed, trades
 
 RESULTS: Final = REPOSITORY / ".bench" / "latest.json"
@@ -37,18 +37,22 @@ async def record_trade(servers: Servers, scale: float) -> list[Result]:
     def make(stage: Stage, number: int) -> list[Any]:
         return list(trades(stage.desks, number))
 
-    drained = await _drained("record_trade", servers, make, scale)
+    drained = await _drained("record_trade", servers, make, scale, Goal(ratio=22, fraction=0.75))
     few = round(2_000 * scale)
     celery = await drain.celery_pattern(servers, make, few, desks=_DESKS)
-    return [drained, compared("record_trade, Celery", drained.value, drained.unit, baseline=celery, limit=None)]
+    return [drained, compared("record_trade, Celery", drained.value, drained.unit, baseline=celery)]
 
 
 async def save_bot_log(servers: Servers, scale: float) -> list[Result]:
     """Log entries per second out of a full queue into the database, announced in the outbox."""
-    return [await _drained("save_bot_log", servers, lambda s, n: list(logs(s.desks, n)), scale)]
+
+    def make(stage: Stage, number: int) -> list[Any]:
+        return list(logs(stage.desks, number))
+
+    return [await _drained("save_bot_log", servers, make, scale, Goal(ratio=25, fraction=0.8))]
 
 
-async def _drained(name: str, servers: Servers, make: drain.Messages, scale: float) -> Result:
+async def _drained(name: str, servers: Servers, make: drain.Messages, scale: float, goal: Goal) -> Result:
     """Ours and the limit twice, in turn: the machine may have neighbours."""
     many, few = round(30_000 * scale), round(3_000 * scale)
     values, limits = [], []
@@ -56,7 +60,7 @@ async def _drained(name: str, servers: Servers, make: drain.Messages, scale: flo
         limits.append(await drain.bare_consumer(servers, make, many, desks=_DESKS))
         values.append(await drain.service(servers, make, many, desks=_DESKS))
     baseline = await drain.manual_pattern(servers, make, few, desks=_DESKS)
-    return compared(name, mean(values), "messages/s", baseline=baseline, limit=mean(limits))
+    return compared(name, mean(values), "messages/s", baseline=baseline, limit=mean(limits), at_least=goal)
 
 
 async def mixed_load(servers: Servers, scale: float) -> list[Result]:
@@ -68,7 +72,7 @@ async def mixed_load(servers: Servers, scale: float) -> list[Result]:
 
     value = await drain.service(servers, make, many, desks=200, orders=_orders(many))
     baseline = await drain.manual_pattern(servers, make, few, desks=200, orders=_orders(few))
-    return [compared("mixed", value, "messages/s", baseline=baseline, limit=None)]
+    return [compared("mixed", value, "messages/s", baseline=baseline, at_least=Goal(ratio=15))]
 
 
 def _orders(messages: int) -> int:
@@ -80,17 +84,17 @@ async def end_to_end(servers: Servers, scale: float) -> list[Result]:
     """Trades per second from a publisher that waits for confirms to a subscriber that was told of them."""
     value = await announce.end_to_end(servers, round(20_000 * scale), desks=_DESKS)
     baseline = await announce.manual_end_to_end(servers, round(2_000 * scale), desks=_DESKS)
-    return [compared("end_to_end", value, "trades/s", baseline=baseline, limit=None)]
+    return [compared("end_to_end", value, "trades/s", baseline=baseline, at_least=Goal(ratio=8))]
 
 
 async def relay(servers: Servers, scale: float) -> list[Result]:
     """Changes per second from the outbox to the broker, persistent and confirmed."""
-    together = await announce.relay(servers, round(200_000 * scale), per_event=100)
-    single = await announce.relay(servers, round(20_000 * scale), per_event=1)
+    together = await announce.relay(servers, round(400_000 * scale), per_event=100)
+    single = await announce.relay(servers, round(60_000 * scale), per_event=1)
     baseline = await announce.faststream_outbox(servers, round(6_000 * scale))
     return [
-        compared("relay, 100 to an event", together, "changes/s", baseline=baseline, limit=None),
-        compared("relay, one to an event", single, "changes/s", baseline=baseline, limit=None),
+        compared(name, value, "changes/s", baseline=baseline, at_least=Goal(ratio=10))
+        for name, value in (("relay, 100 changes to an event", together), ("relay, one change to an event", single))
     ]
 
 
@@ -100,12 +104,13 @@ async def lookup(servers: Servers, scale: float) -> list[Result]:
     limits, values = [], []
     for _ in range(2):
         limits.append(await talk.echo(servers, number))
-        values.append(await talk.lookups(servers, number))
+        values.append(await talk.lookups(servers, 3 * number))
     baseline = await talk.faststream_request(servers, max(number // 10, 300))
     redis = await talk.redis_get(servers, number)
+    goal = Goal(ratio=6, fraction=0.7)
     return [
-        compared("lookup", mean(values), "lookups/s", baseline=baseline, limit=mean(limits)),
-        compared("lookup, Redis alone", mean(values), "lookups/s", baseline=None, limit=redis),
+        compared("lookup", mean(values), "lookups/s", baseline=baseline, limit=mean(limits), at_least=goal),
+        compared("lookup, Redis alone", mean(values), "lookups/s", limit=redis),
     ]
 
 
@@ -115,8 +120,14 @@ async def latency(servers: Servers, scale: float) -> list[Result]:
     times = await talk.event_latency(servers, round(4_000 * scale), per_second=200)
     half = talk.percentile(round_trips, 50) * 1_000
     return [
-        compared(f"latency p{percent}", talk.percentile(times, percent) * 1_000, "ms", baseline=half, limit=None)
-        for percent in (50, 99)
+        compared(
+            f"latency p{percent}",
+            talk.percentile(times, percent) * 1_000,
+            "ms",
+            baseline=half,
+            at_most=Goal(ratio=most),
+        )
+        for percent, most in ((50, 6), (99, 20))
     ]
 
 
@@ -125,20 +136,20 @@ async def long_queue(servers: Servers, scale: float) -> list[Result]:
     number = 1_000_000 if scale >= 1 else 100_000
     drained = await backlog.drained(servers, number)
     return [
-        compared(f"backlog of {number:,}", drained.per_second, "trades/s", baseline=None, limit=None),
-        compared("backlog, last tenth to first", drained.last_to_first, "x", baseline=0.9, limit=None),
-        compared("backlog, memory above idle", drained.grown, "MB", baseline=100, limit=None),
+        compared(f"backlog of {number:,}", drained.per_second, "trades/s"),
+        compared("backlog, last tenth to first", drained.last_to_first, "x", at_least=Goal(value=0.9)),
+        compared("backlog, memory above idle", drained.grown, "MB", at_most=Goal(value=100)),
     ]
 
 
 async def growing(servers: Servers, scale: float) -> list[Result]:
     """Milliseconds of what is asked all day with many trades on record, beside the same with ten thousand."""
-    sizes = [10_000, 100_000, 1_000_000] if scale >= 1 else [10_000, 100_000]
-    if os.environ.get("LARGE"):
-        sizes.append(10_000_000)
+    sizes = [10_000, 100_000, 1_000_000, 10_000_000] if scale >= 1 else [10_000, 100_000]
     times = await growth.measured(servers, sizes)
     return [
-        compared(f"{name} at {size:,}", times[size][name], "ms", baseline=times[sizes[0]][name], limit=None)
+        compared(
+            f"{name} at {size:,}", times[size][name], "ms", baseline=times[sizes[0]][name], at_most=Goal(ratio=1.5)
+        )
         for name in times[sizes[0]]
         for size in sizes[1:]
     ]
@@ -168,7 +179,7 @@ async def measure(servers: Servers, names: list[str], scale: float, console: Con
 
 
 def show(results: list[Result], console: Console) -> None:
-    table = Table("what", "value", "unit", "baseline", "ratio", "limit", "of the limit")
+    table = Table("what", "value", "unit", "baseline", "ratio", "limit", "of the limit", "goal", "met")
     for result in results:
         table.add_row(
             result.name,
@@ -178,6 +189,8 @@ def show(results: list[Result], console: Console) -> None:
             "" if result.ratio is None else f"{result.ratio:.1f} x",
             _number(result.limit),
             "" if result.fraction_of_limit is None else f"{result.fraction_of_limit:.2f}",
+            result.goal or "",
+            "" if result.is_met is None else "yes" if result.is_met else "[bold red]no[/]",
         )
     console.print(table)
 
@@ -212,7 +225,7 @@ def main() -> int:
     console = Console()
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as servers:
         names = [arguments.only] if arguments.only else list(BENCHMARKS)
-        results = asyncio.run(measure(servers, names, 0.25 if arguments.quick else 1.0, console))
+        results = uvloop.run(measure(servers, names, 0.25 if arguments.quick else 1.0, console))
         keep(results, servers)
     show(results, console)
     console.print(f"[dim]also in {RESULTS.relative_to(REPOSITORY)} and {PICTURE.name} beside it[/]")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts import RecordTrade, TradeView
@@ -67,7 +67,7 @@ async def relay(servers: Servers, number: int, *, per_event: int) -> float:
         connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
         try:
             await connection.execute(_FILL, json.dumps(_a_change(stage), separators=(",", ":")), number, per_event)
-            return await _relayed(stage, number, "tests.benchmarks.relay_alone")
+            return await _relayed(stage, number, "tests.benchmarks.relay_alone", per_event=per_event)
         finally:
             await connection.close()
 
@@ -108,18 +108,31 @@ def _a_change(stage: Stage) -> dict[str, object]:
     return {"key": {"trade_id": 1}, "version": 1, "before": None, "after": image, "changed": list(image)}
 
 
-async def _relayed(stage: Stage, number: int, *command: str) -> float:
-    """Events per second, from the first that is heard to the last."""
-    async with a_subscriber(stage) as heard, a_process(stage, *command):
-        async with asyncio.timeout(_SECONDS):
-            while not heard.ids:
-                await asyncio.sleep(0.001)
-        began, first = time.perf_counter(), len(heard.ids)
+async def _relayed(stage: Stage, number: int, *command: str, per_event: int = 1) -> float:
+    """Changes per second, from the first event that is seen in a subscriber's queue to the last."""
+    events = -(-number // per_event)
+    async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
+        queue = await channel.declare_queue("bench.events", durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.bind(EVENTS.name, "trade.recorded")
+        async with a_process(stage, *command), asyncio.timeout(_SECONDS):
+            while not (first := await _held(channel)):
+                await asyncio.sleep(0.005)
+            began = time.perf_counter()
+            while await _held(channel) < events:
+                await asyncio.sleep(0.01)
+            seconds = time.perf_counter() - began
+        heard = Heard()
+        await queue.consume(heard.take)
         await heard.all(number)
         await asyncio.sleep(0.2)
     if sorted(heard.ids) != list(range(1, number + 1)):
-        raise AssertionError(f"{number} events were heard {len(heard.ids)} times")
-    return (number - first) / (heard.last - began)
+        raise AssertionError(f"{number} changes were announced {len(heard.ids)} times")
+    return (events - first) * per_event / seconds
+
+
+async def _held(channel: AbstractChannel) -> int:
+    queue = await channel.declare_queue("bench.events", passive=True)
+    return queue.declaration_result.message_count or 0
 
 
 async def end_to_end(servers: Servers, number: int, *, desks: int) -> float:

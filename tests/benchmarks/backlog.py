@@ -3,20 +3,16 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import aio_pika
 import asyncpg
 
-from contracts.topology import COMMANDS, Lane
 from deploy.servers import Servers
-from tests.benchmarks.stage import Stage, a_process, a_stage, message_of, trades
+from tests.benchmarks.stage import Stage, a_process, a_stage, publish, trades
 from tests.benchmarks.talk import a_service
 
 _DESKS = 20
-_AT_ONCE = 1_000
 _SECONDS = 1_800
 
 
@@ -34,7 +30,7 @@ async def drained(servers: Servers, number: int) -> Drained:
     """Trades out of a queue of ``number``."""
     async with a_stage(servers, desks=_DESKS) as stage:
         idle = await _idle(stage)
-        await _fill(stage, number)
+        await publish(stage, trades(stage.desks, number))
         connection = await asyncpg.connect(stage.settings.database_url.get_secret_value())
         try:
             async with a_process(stage, "service", "serve") as process:
@@ -65,21 +61,6 @@ def _resident(pid: int) -> float:
     """Megabytes that a process holds."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return int(fields["VmRSS"].split()[0]) / 1024
-
-
-async def _fill(stage: Stage, number: int) -> None:
-    """Fill the lane without waiting for each confirm, and see that all arrived."""
-    async with await aio_pika.connect(stage.settings.rabbitmq_url.get_secret_value()) as connection:
-        channel = await connection.channel(publisher_confirms=False)
-        exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
-        commands = trades(stage.desks, number)
-        while some := list(islice(commands, _AT_ONCE)):
-            await asyncio.gather(*(exchange.publish(message_of(c), c.wire_name, mandatory=False) for c in some))
-        async with asyncio.timeout(120):
-            while (
-                await channel.declare_queue(Lane.TRADING.queue, passive=True)
-            ).declaration_result.message_count != number:
-                await asyncio.sleep(0.2)
 
 
 async def _watched(connection: asyncpg.Connection, pid: int, number: int) -> AsyncIterator[tuple[float, int, float]]:

@@ -5,11 +5,11 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +18,10 @@ import asyncpg
 from aio_pika.abc import AbstractChannel
 
 from contracts import RecordTrade, SaveBotLog, UpdateOrderStatus
+from contracts.amqp import WireLink
 from contracts.base import Command
 from contracts.client import new_message_id
+from contracts.frames import Message, properties, table
 from contracts.topology import COMMANDS
 from deploy.servers import Servers
 from service import schema, topology
@@ -31,7 +33,8 @@ from tests.fresh import environment, execute, fresh_database, fresh_vhost
 
 REPOSITORY: Final = Path(__file__).parents[2]
 TRADES_FILE: Final = REPOSITORY / "deploy" / "demo" / "data" / "trades_xrp_eth.csv"
-_IN_FLIGHT: Final = 500
+_IN_FLIGHT: Final = 1_000
+_HEADERS: Final = table({"schema_version": 1})
 
 
 @dataclass(frozen=True)
@@ -134,27 +137,30 @@ def mixed(stage: Stage, number: int) -> Iterator[Command[Any]]:
         yield next(moves) if place == 9 else next(bought) if place in (2, 6) else next(entries)
 
 
-async def publish(stage: Stage, commands: Sequence[Command[Any]]) -> None:
+async def publish(stage: Stage, commands: Iterable[Command[Any]]) -> None:
     """Put commands into their lanes, persistent and confirmed, in order."""
-    async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
-        exchange = await channel.get_exchange(COMMANDS.name, ensure=False)
-        for start in range(0, len(commands), _IN_FLIGHT):
-            await asyncio.gather(
-                *(exchange.publish(message_of(c), c.wire_name) for c in commands[start : start + _IN_FLIGHT])
-            )
+    link = WireLink(stage.settings.rabbitmq_url.get_secret_value(), name="bench")
+    rest = iter(commands)
+    try:
+        wire = await link.channel()
+        while some := [message_of(command) for command in islice(rest, _IN_FLIGHT)]:
+            await wire.publish_confirmed(some)
+    finally:
+        await link.close()
 
 
-def message_of(command: Command[Any]) -> aio_pika.Message:
+def message_of(command: Command[Any]) -> Message:
     """As `PersistenceClient` would send it."""
-    return aio_pika.Message(
-        command.model_dump_json(exclude_unset=True).encode(),
+    head = properties(
         content_type="application/json",
+        headers=_HEADERS,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         message_id=str(new_message_id()),
-        type=command.wire_name,
+        message_type=command.wire_name,
         app_id="bench",
-        headers={"schema_version": 1},
     )
+    body = command.model_dump_json(exclude_unset=True).encode()
+    return Message(COMMANDS.name, command.wire_name, head, body, mandatory=True)
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
@@ -21,18 +22,21 @@ from deploy.servers import Servers
 from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, trades
 
 AT_ONCE = 100
+_SYMBOLS = 20
 
 
 async def lookups(servers: Servers, number: int) -> float:
     """Cached lookups per second, 100 at once, client and service in processes of their own."""
-    async with a_stage(servers, desks=1) as stage, a_service(stage):
-        [desk] = stage.desks
-        question = GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id)
+    async with a_stage(servers, desks=_SYMBOLS) as stage, a_service(stage):
+        symbols = {GetSymbol(symbol=d.symbol.symbol, cat_ex_id=d.catalog.cat_ex_id): d.symbol for d in stage.desks}
         async with PersistenceClient(stage.settings.rabbitmq_url.get_secret_value(), answer_timeout=30) as client:
-            await client.lookup(question)
+            for question, symbol in symbols.items():
+                assert await client.lookup(question) == symbol
+            in_turn = cycle(symbols.items())
 
             async def ask() -> None:
-                await client.lookup(question)
+                question, symbol = next(in_turn)
+                assert await client.lookup(question) == symbol
 
             return await _rate(ask, number)
 
