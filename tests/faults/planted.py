@@ -189,8 +189,8 @@ BUGS: Final[Mapping[str, Bug]] = {
     "answers whoever asked last": _bug(
         "service.consumers",
         (
-            "received.answerable, received.correlation_id, reply",
-            "received.answerable, batch[-1].task.received.correlation_id, reply",
+            "received.answerable, received.correlation_id, body",
+            "received.answerable, batch[-1].task.received.correlation_id, body",
         ),
         found_by="I9",
     ),
