@@ -22,7 +22,8 @@ async def _trade(client: PersistenceClient, desk: Desk, orders: range) -> None:
 
 
 async def _all_are_filled(database_url: str) -> bool:
-    return await value(database_url, "SELECT count(*) FROM orders WHERE status = 'filled'") == ORDERS
+    filled: int = await value(database_url, "SELECT count(*) FROM orders WHERE status = 'filled'")
+    return filled == ORDERS
 
 
 async def test_keep_the_order_of_messages_also_when_one_dies(start_service: StartService) -> None:
