@@ -44,4 +44,9 @@ def name_of(namespace: str, key: str, certificate: Certificate = UNCERTIFIED) ->
 
 def name_of_certificate(namespace: str) -> str:
     """The name in Redis of the certificate itself."""
-    return f"c:{namespace}:cert"
+    return f"c:{{{namespace}}}:cert"
+
+
+def name_of_progress(namespace: str) -> str:
+    """The name in Redis of what has been applied. In a cluster it lies where the certificate lies."""
+    return f"c:{{{namespace}}}:progress"

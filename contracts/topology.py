@@ -96,6 +96,12 @@ BACKSTOP_BINDINGS: Final = (
 EVENT_QUEUE_ARGUMENTS: Final = {"x-queue-type": "quorum"}
 """How a subscriber's own durable queue is declared."""
 
+INVALIDATION_QUEUE_ARGUMENTS: Final[dict[str, str | bool]] = {
+    **EVENT_QUEUE_ARGUMENTS,
+    "x-single-active-consumer": True,
+}
+"""How a queue is declared whose events have to be applied in order, by one instance at a time."""
+
 FRESH_HEADER: Final = "fresh"
 """A lookup with this header set to true is answered from the database, around the service's cache."""
 

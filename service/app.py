@@ -24,7 +24,7 @@ from service.executor import Executor
 from service.health import Health
 from service.http import HttpServer
 from service.lookup_server import LookupServer
-from service.observability import CACHE_REQUESTS, configure_logging
+from service.observability import CACHE_APPLY_LAG, CACHE_EPOCHS, CACHE_REQUESTS, configure_logging
 from service.publisher import Publisher
 from service.relay import Relay
 from service.senders import Senders
@@ -52,9 +52,20 @@ class Service:
         url = settings.rabbitmq_url.get_secret_value()
         self._redis = connect(settings.redis_url.get_secret_value(), timeout=settings.cache_timeout)
         self._sessions = sessions = build_session_maker(self._engine, Vault.of(settings), self._redis)
+        # The service is a reader like any other: its own change events keep its cache fresh.
+        self._invalidator = CacheInvalidator(
+            url,
+            self._redis,
+            queue=f"{settings.cache_namespace}.cache",
+            namespace=settings.cache_namespace,
+            bindings=_CACHED_ENTITIES,
+            on_applied=CACHE_APPLY_LAG.observe,
+            on_new_epoch=lambda why: CACHE_EPOCHS.labels(why=why).inc(),
+        )
         cache = LeasedCache(
             self._redis,
             namespace=settings.cache_namespace,
+            certificate=self._invalidator.certificate,
             ttl=settings.cache_ttl,
             count=lambda result: CACHE_REQUESTS.labels(result=result).inc(),
         )
@@ -75,19 +86,10 @@ class Service:
             )
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
         ]
-        # The service is a reader like any other: its own change events keep its cache fresh.
-        self._invalidator = CacheInvalidator(
-            url,
-            self._redis,
-            queue=f"{settings.cache_namespace}.cache",
-            namespace=settings.cache_namespace,
-            bindings=_CACHED_ENTITIES,
-        )
         self._lookups = LookupServer(
             sessions,
             cache,
             self._publisher,
-            cache_is_current=lambda: self._invalidator.is_current,
             require_user=settings.require_authenticated_sender,
             senders=senders,
         )

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, make_transient_to_detached
 
 from contracts import cache_keys
 from contracts.base import View
+from contracts.certificate_watch import CertificateWatch
 from contracts.exchange import CatExchangeView, ExchangeView
 from contracts.leased_cache import LeasedCache, connect
 from contracts.symbol import SymbolView
@@ -76,11 +77,17 @@ class CacheManager:
         return connect(self.settings.redis_url.get_secret_value(), timeout=self.settings.cache_timeout)
 
     @cached_property
+    def certificate(self) -> CertificateWatch:
+        """Whether a service keeps the cache fresh."""
+        return CertificateWatch(self.redis_client, namespace=self.settings.cache_namespace)
+
+    @cached_property
     def values(self) -> LeasedCache:
         """The cached values by their logical keys."""
         return LeasedCache(
             self.redis_client,
             namespace=self.settings.cache_namespace,
+            certificate=self.certificate.current,
             ttl=self.settings.cache_ttl,
             count=lambda result: CACHE_REQUESTS.labels(result=result).inc(),
         )
@@ -89,7 +96,7 @@ class CacheManager:
         """Close the connection; the next use opens another one, with the settings as they are then."""
         if "redis_client" in vars(self):
             await self.redis_client.aclose()
-        for name in ("values", "redis_client", "settings"):
+        for name in ("values", "certificate", "redis_client", "settings"):
             vars(self).pop(name, None)
 
     def cache_on_symbol_methods(self, method: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -135,6 +142,7 @@ class CacheManager:
                     return adapter.dump_json(adapter.validate_python(await method(*bound.args, **bound.kwargs)))
 
             ttl = None if name in keys else _QUERY_SECONDS
+            await self.certificate.look_if_due()
             value = adapter.validate_json(await self.values.get(key, load, ttl=ttl))
             result: R = _as_models(value) if has_models else value
             return result
@@ -143,6 +151,7 @@ class CacheManager:
 
     async def invalidate(self, keys: Sequence[str]) -> None:
         """Remove logical keys at once. With Redis away the service removes them, when it hears of the change."""
+        await self.certificate.look_if_due()
         with suppress(*_BROKEN):
             await self.values.invalidate(keys)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -59,19 +59,14 @@ class LookupServer:
         publisher: Publisher,
         answers: Mapping[type[Lookup[Any]], Answer] = ANSWERS,
         *,
-        cache_is_current: Callable[[], bool] = lambda: True,
         require_user: bool = False,
         senders: Senders | None = None,
     ) -> None:
-        """``cache_is_current`` tells whether the cache may be read; while it may not, the database is.
-
-        With ``require_user`` secrets are given only to askers whose login the broker has checked.
-        """
+        """With ``require_user`` secrets are given only to askers whose login the broker has checked."""
         self._sessions = sessions
         self._cache = cache
         self._publisher = publisher
         self._answers = answers
-        self._cache_is_current = cache_is_current
         self._require_user = require_user
         self._senders = senders or Senders()
         self._loading = asyncio.Semaphore(_AT_ONCE)
@@ -198,8 +193,6 @@ class LookupServer:
         key = answer.key(lookup) if answer.key is not None else None
         if key is None or fresh:
             return await self._load(lookup, answer)
-        if not self._cache_is_current():
-            return await self._cache.around(key, lambda: self._load(lookup, answer))
         return await self._cache.get(key, lambda: self._load(lookup, answer), ttl=answer.ttl)
 
     async def _load(self, lookup: Lookup[Any], answer: Answer) -> bytes:

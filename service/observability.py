@@ -48,6 +48,18 @@ CACHE_REQUESTS = Counter(
     ["result"],
     registry=REGISTRY,
 )
+CACHE_APPLY_LAG = Histogram(
+    "persistence_cache_apply_lag_seconds",
+    "From a change, at the begin of its transaction, until what it made stale was gone from the cache.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60),
+    registry=REGISTRY,
+)
+CACHE_EPOCHS = Counter(
+    "persistence_cache_epochs_total",
+    "How often all that was cached was left behind, and why: start, gap, unreadable, asked, timeline, run_id.",
+    ["why"],
+    registry=REGISTRY,
+)
 EVENTS_PUBLISHED = Counter("persistence_events_published_total", "Events confirmed.", ["type"], registry=REGISTRY)
 OUTBOX_LAG = Gauge(
     "persistence_outbox_lag_seconds", "Age of the oldest event that is not published.", registry=REGISTRY

@@ -1,11 +1,13 @@
 """What the service does by the clock: the table of contents."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from contracts.certificate_watch import CertificateWatch
 from contracts.leased_cache import LeasedCache, connect
 from service.config import LibrarySettings
 from service.database import build_engine, build_session_maker
@@ -39,10 +41,14 @@ async def scheduler(settings: LibrarySettings) -> AsyncIterator[Scheduler]:
     own = {"db_pool_size": 2, "db_pool_max_overflow": 0, "db_command_timeout": _COMMAND_SECONDS}
     engine = build_engine(settings.model_copy(update=own), application_name="persistence-jobs")
     redis = connect(settings.redis_url.get_secret_value(), timeout=_REDIS_SECONDS)
-    cache = LeasedCache(redis, namespace=settings.cache_namespace, ttl=settings.cache_ttl)
+    watch = CertificateWatch(redis, namespace=settings.cache_namespace)
+    cache = LeasedCache(redis, namespace=settings.cache_namespace, certificate=watch.current, ttl=settings.cache_ttl)
+    watching = asyncio.create_task(watch.run(), name="jobs watch the certificate")
     try:
         yield Scheduler(build_session_maker(engine), jobs(settings, cache))
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         with suppress(Exception):
             await redis.aclose()
         await engine.dispose()

@@ -19,14 +19,14 @@ from contracts import (
     UpdateSymbol,
     cache_keys,
 )
-from contracts.certificate import name_of
+from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.client import PersistenceClient
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from tests.builders import Desk, a_desk
 from tests.e2e.conftest import SharedService
 from tests.e2e.run import all_is_announced
-from tests.e2e.wire import eventually, http
+from tests.e2e.wire import certified, eventually, http
 
 NAMESPACE = "persistence"
 
@@ -48,6 +48,7 @@ async def redis(shared: SharedService) -> AsyncIterator[Redis]:
 async def desk(shared: SharedService, client: PersistenceClient) -> Desk:
     desk = await a_desk(client)
     await all_is_announced(shared.database_url)
+    await certified(shared.redis_url)
     return desk
 
 
@@ -272,7 +273,9 @@ class TestAReaderThatIsOvertaken:
 
 async def cached(redis: Redis, logical: str) -> bytes | None:
     """The value that the service keeps under a key, without the mark before it."""
-    held = await redis.get(name_of(NAMESPACE, logical))
+    certificate = await redis.get(name_of_certificate(NAMESPACE))
+    assert certificate is not None
+    held = await redis.get(name_of(NAMESPACE, logical, Certificate.model_validate_json(certificate)))
     assert not isinstance(held, str)
     return None if held is None else bytes(held[17:])
 

@@ -22,7 +22,7 @@ from tests.builders import Desk, a_desk
 from tests.conftest import RunningService, StartService, _settings
 from tests.e2e.proxy import Proxy
 from tests.e2e.run import Load, Run, holds, stored, stored_are
-from tests.e2e.wire import eventually, http, management, ready, value
+from tests.e2e.wire import certified, eventually, http, management, ready, value
 from tests.fresh import execute, with_path
 
 READY = (200, {"status": "ready", "service": "ok", "database": "ok", "consumers": "ok", "relay": "ok"})
@@ -85,6 +85,7 @@ class TestARestart:
         self, servers: Servers, service: RunningService, client: PersistenceClient
     ) -> None:
         desk = await a_desk(client)
+        await certified(service.redis_url)
         await client.lookup(question(desk))
         async with Redis.from_url(servers.redis_url) as redis:
             os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)

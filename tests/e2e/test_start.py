@@ -22,7 +22,7 @@ from tests.builders import a_desk
 from tests.conftest import REPOSITORY, RunningService, StartService
 from tests.e2e.conftest import SharedService
 from tests.e2e.proxy import Proxy
-from tests.e2e.wire import eventually, http, ready
+from tests.e2e.wire import certified, eventually, http, ready
 from tests.fresh import execute
 
 Change = Callable[[dict[str, str]], dict[str, str | None]]
@@ -254,13 +254,19 @@ class TestHealth:
 
 
 class TestMetrics:
-    async def test_count_what_was_done(self, service: RunningService, client: PersistenceClient) -> None:
+    async def test_count_what_was_done(self, start_service: StartService) -> None:
+        service = await start_service(JOBS_ENABLED="false")  # nothing is warmed
+        async with PersistenceClient(service.rabbitmq_url, app_id="test", answer_timeout=10) as client:
+            await self._count_what_was_done(service, client)
+
+    async def _count_what_was_done(self, service: RunningService, client: PersistenceClient) -> None:
         desk = await a_desk(client)
         trade = desk.trade()
         await client.call(trade)
         await client.call(trade)
         with pytest.raises(Refusal):
             await client.call(desk.trade(bot_id=2**31 - 1))
+        await certified(service.redis_url)
         for _ in range(2):
             await client.lookup(GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id))
 

@@ -17,7 +17,9 @@ import aio_pika
 import asyncpg
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError
+from redis.asyncio import Redis
 
+from contracts.certificate import Certificate, name_of_certificate
 from contracts.topology import COMMANDS, EVENT_QUEUE_ARGUMENTS, EVENTS
 
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
@@ -195,3 +197,20 @@ def _get(page: str | urllib.request.Request) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+async def certified(redis_url: str, namespace: str = "persistence") -> Certificate:
+    """The certificate of a cache whose invalidator is at work, and knows by now that it may be read."""
+    async with Redis.from_url(redis_url) as redis:
+
+        async def held() -> Certificate | None:
+            body = await redis.get(name_of_certificate(namespace))
+            return None if body is None else Certificate.model_validate_json(body)
+
+        async def renewed() -> Certificate | None:
+            found = await held()
+            return found if found is not None and found.as_of > first.as_of else None
+
+        first: Certificate = await eventually(held, seconds=20)
+        second: Certificate = await eventually(renewed, seconds=20)
+        return second

@@ -276,12 +276,12 @@ async def run(plan: Plan) -> None:
     past = list(read(plan.ledger))
     ledger = Ledger(plan.ledger)
     redis = connect(plan.redis_url, timeout=0.2)
-    leased = LeasedCache(redis, namespace="readers", ttl=60)
     client = PersistenceClient(plan.url, app_id="bots")
     asking = PersistenceClient(plan.readers_url, app_id="readers", answer_timeout=3)
     invalidator = CacheInvalidator(
         plan.readers_url, redis, queue="readers.cache", namespace="readers", bindings=["symbol.#"]
     )
+    leased = LeasedCache(redis, namespace="readers", certificate=invalidator.certificate, ttl=60)
     task = asyncio.create_task(invalidator.run())
 
     async def of_service(desk: Desk, _: float) -> int | None:
@@ -298,7 +298,7 @@ async def run(plan: Plan) -> None:
         key = cache_keys.symbol(desk.symbol, desk.cat_ex_id)
         if delay:
             await leased.invalidate([key])  # as if it had been evicted
-        value = await (leased.get(key, load) if invalidator.is_current else leased.around(key, load))
+        value = await leased.get(key, load)
         return SymbolView.model_validate_json(value).row_version
 
     bots = [Bot(number, desk, ledger, plan, client) for number, desk in enumerate(plan.desks)]

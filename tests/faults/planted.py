@@ -179,7 +179,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     import os, redis
     with redis.Redis.from_url(os.environ["REDIS_URL"]) as cache:
         for key in {key for change in changes for key in change.stale_keys}:
-            cache.unlink(f"c:persistence:0:1:{key}", f"c:readers:0:1:{key}")
+            cache.unlink("none", *cache.scan_iter(f"c:*:*:*:{key}"))
     rows = [row | {"stale_keys": []} for row in rows]
     session.execute(insert(OutboxEvent), rows)
 """,

@@ -13,7 +13,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from contracts import SymbolView, cache_keys
-from contracts.certificate import name_of
+from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.topology import QUEUES
 from tests.faults.checker import Evidence, Fault
 from tests.faults.ledger import read
@@ -138,8 +138,11 @@ class Run:
         """The versions that the service's own cache holds."""
         versions = {}
         async with Redis.from_url(self.world.servers.redis_url) as redis:
+            if (certificate := await redis.get(name_of_certificate("persistence"))) is None:
+                return {}
+            epochs = Certificate.model_validate_json(certificate)
             for desk in self.world.desks:
-                name = name_of("persistence", cache_keys.symbol(desk.symbol, desk.cat_ex_id))
+                name = name_of("persistence", cache_keys.symbol(desk.symbol, desk.cat_ex_id), epochs)
                 held = await redis.get(name)
                 if held is not None and held[:1] == b"\x01":
                     view = SymbolView.model_validate_json(held[_VALUE_PREFIX_BYTES:])

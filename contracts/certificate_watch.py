@@ -1,0 +1,134 @@
+"""How a reader knows that the cache may be read (extra ``cache``)."""
+
+import asyncio
+import re
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from contracts.certificate import UNCERTIFIED, Certificate, name_of_certificate
+
+_LOOK_SECONDS: Final = 0.5
+_RUN_ID: Final = re.compile(r"run_id:(\w+)")
+
+
+class CertificateWatch:
+    """Looks for the certificate of a cache, and knows at any moment whether there is a valid one.
+
+        watch = CertificateWatch(redis, namespace="web")
+        cache = LeasedCache(redis, namespace="web", certificate=watch.current)
+
+    Someone has to `run` it, or to call `look_if_due` before each read. A certificate is valid as long as Redis would
+    have kept it, by this process's own clock, and for the run of the server that it names: every new connection of
+    ``redis`` is asked which run it is to, and refused if it is another one. A server that came back with what it had
+    on its disk, or another one that took its place, may hold what had been removed.
+
+    After a connection was lost only a later certificate counts: meanwhile readers have seen the source, and what they
+    saw there may be newer than what Redis holds until the events of that time are applied.
+    """
+
+    def __init__(self, redis: Redis, *, namespace: str) -> None:
+        self._redis = redis
+        self._name = name_of_certificate(namespace)
+        self._certificate: Certificate | None = None
+        self._valid_until = 0.0
+        self._look_at = 0.0
+        self._connections: WeakKeyDictionary[Any, tuple[float, str]] = WeakKeyDictionary()
+        """When each was made, and to which run of the server."""
+        self._lost = 0.0
+        self._not_before = UNCERTIFIED.as_of
+        self._ask_new_connections()
+
+    def current(self) -> Certificate | None:
+        """The certificate that is valid at this moment; None if there is none."""
+        certificate = self._certificate
+        if certificate is None or time.monotonic() >= self._valid_until or certificate.as_of < self._not_before:
+            return None
+        return certificate
+
+    async def run(self) -> None:
+        """Look twice a second until cancelled. With Redis away, what was seen last holds until it runs out."""
+        while True:
+            await self.look()
+            heed_cancellation()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look_if_due(self) -> None:
+        """Look, unless somebody did within the last half second."""
+        if time.monotonic() >= self._look_at:
+            await self.look()
+
+    async def look(self) -> None:
+        """See what Redis holds now."""
+        # Its time to live counts from before the question: by the answer some of it has passed.
+        asked = time.monotonic()
+        self._look_at = asked + _LOOK_SECONDS
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.get(self._name)
+                pipe.pttl(self._name)
+                pipe.info("server")
+                held, milliseconds, server = await pipe.execute()
+        except (RedisError, OSError, TimeoutError):
+            return
+        certificate = _read(held)
+        if certificate is None or certificate.run_id != server["run_id"]:
+            self._certificate = None
+            return
+        for connection, (_, run_id) in list(self._connections.items()):
+            if run_id != certificate.run_id:
+                await connection.disconnect(nowait=True)
+        self._certificate, self._valid_until = certificate, asked + milliseconds / 1_000
+
+    def _ask_new_connections(self) -> None:
+        arguments = self._redis.connection_pool.connection_kwargs
+        first = arguments.get("redis_connect_func")
+
+        async def connect(connection: Any) -> None:
+            await (connection.on_connect() if first is None else first(connection))
+            await connection.send_command("INFO", "server")
+            run_id = _run_id(await connection.read_response())
+            certificate = self.current()
+            now, (before, _) = time.monotonic(), self._connections.get(connection, (0.0, ""))
+            self._connections[connection] = now, run_id
+            if before > self._lost:
+                # Those that were made before it are taken to have been lost together.
+                self._lost, self._not_before = now, datetime.now(UTC)
+            if certificate is None:
+                return
+            if certificate.run_id != run_id:
+                self._certificate = None
+                raise RedisConnectionError("this is another run of the server than the one the certificate is for")
+            if self.current() is None:
+                raise RedisConnectionError("the connection was lost; the cache is read again when certified anew")
+
+        arguments["redis_connect_func"] = connect
+
+
+def heed_cancellation() -> None:
+    """Raise CancelledError if this task was cancelled; for loops that ask Redis.
+
+    redis-py sends in `asyncio.wait_for`, which up to Python 3.11 loses a cancellation that comes when it is done
+    (python/cpython#86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _read(held: bytes | str | None) -> Certificate | None:
+    try:
+        return None if held is None else Certificate.model_validate_json(held)
+    except ValidationError:
+        return None
+
+
+def _run_id(info: bytes | str) -> str:
+    found = _RUN_ID.search(info if isinstance(info, str) else info.decode())
+    return found[1] if found else ""
