@@ -58,12 +58,14 @@ class _Link(Generic[C]):
         *,
         name: str,
         setup: Callable[[C], Awaitable[None]] | None = None,
+        confirms: bool = True,
         heartbeat: int = 10,
         timeout: float = 5.0,
     ) -> None:
         # The name is what an operator sees in the broker's list of connections.
         self._url = URL(url).update_query(name=name, heartbeat=str(heartbeat))
         self._setup = setup
+        self._confirms = confirms
         self._timeout = timeout
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
@@ -136,7 +138,7 @@ class Link(_Link[AbstractChannel]):
     """A link with a channel of aio-pika's."""
 
     async def _open_on(self, connection: AbstractConnection) -> AbstractChannel:
-        return await connection.channel(on_return_raises=True)
+        return await connection.channel(publisher_confirms=self._confirms, on_return_raises=self._confirms)
 
 
 class WireLink(_Link[Wire]):
@@ -145,4 +147,4 @@ class WireLink(_Link[Wire]):
     async def _open_on(self, connection: AbstractConnection) -> Wire:
         if connection.transport is None:
             raise ConnectionError("the link to the broker was lost")
-        return await Wire.open_on(connection.transport.connection)
+        return await Wire.open_on(connection.transport.connection, confirms=self._confirms)

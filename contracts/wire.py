@@ -95,10 +95,11 @@ class _Batch:
 
 
 class Wire(DirectChannel):
-    """A channel to publish on, with confirms, and to have answers on."""
+    """A channel to publish on, and to have answers on."""
 
-    def __init__(self, connection: AbstractConnection, number: int) -> None:
-        super().__init__(connection, number, publisher_confirms=True)
+    def __init__(self, connection: AbstractConnection, number: int, *, confirms: bool = True) -> None:
+        """Without ``confirms`` the broker says of nothing that it has it, and `publish` is all there is."""
+        super().__init__(connection, number, publisher_confirms=confirms)
         self._frame_max = connection.connection_tune.frame_max or 0
         self._takes: dict[str, Take] = {}
         self._on_return: Take = _nobody
@@ -113,10 +114,10 @@ class Wire(DirectChannel):
         self.closing.add_done_callback(self._on_closed)
 
     @classmethod
-    async def open_on(cls, connection: AbstractConnection) -> Self:
+    async def open_on(cls, connection: AbstractConnection, *, confirms: bool = True) -> Self:
         """A new channel of a connection; raises what broken links raise."""
         number = max(connection.channels, default=0) + 1
-        wire = cls(connection, number)
+        wire = cls(connection, number, confirms=confirms)
         connection.channels[number] = wire
         await wire.open()
         return wire
@@ -155,6 +156,8 @@ class Wire(DirectChannel):
         `BROKEN_LINK` if the link breaks: then nobody knows.
         """
         self._check()
+        if not self.publisher_confirms:
+            raise ValueError("this channel was opened without confirms")
         batch = _Batch(self.loop.create_future(), len(messages))
         for message in messages:
             self._append(message)

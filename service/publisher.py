@@ -51,7 +51,9 @@ class Publisher:
         self._timeout = settings.publish_timeout
         self._mute_until = 0.0
         self._events = WireLink(url, name="persistence-events", heartbeat=settings.rabbitmq_heartbeat)
-        self._replies = WireLink(url, name="persistence-replies", heartbeat=settings.rabbitmq_heartbeat, timeout=2)
+        self._replies = WireLink(
+            url, name="persistence-replies", heartbeat=settings.rabbitmq_heartbeat, confirms=False, timeout=2
+        )
 
     async def open(self) -> None:
         """Connect; raises one of `BROKEN_LINK` if the broker cannot be reached."""
