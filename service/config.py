@@ -137,7 +137,7 @@ class Settings(LibrarySettings):
     relay_lease: Annotated[float, Field(ge=0.5)] = 2.0
     """Seconds after which another instance takes over publishing from one that fell silent."""
     relay_poll_interval: Annotated[float, Field(gt=0, le=1)] = 0.1
-    relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 200
+    relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     """Outbox rows read and published at once."""
 
     jobs_enabled: bool = True

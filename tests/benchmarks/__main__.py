@@ -168,14 +168,22 @@ BENCHMARKS: Final[dict[str, Callable[[Servers, float], Awaitable[list[Result]]]]
 }
 
 
-async def measure(servers: Servers, names: list[str], scale: float, console: Console) -> list[Result]:
-    results = []
+async def measure(
+    servers: Servers, names: list[str], scale: float, console: Console
+) -> tuple[list[Result], list[str]]:
+    """The figures, and the names of those that failed because something was lost, doubled, refused or too slow."""
+    results: list[Result] = []
+    failed = []
     for name in names:
         console.print(f"[dim]{name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}[/]")
         began = time.perf_counter()
-        results += await BENCHMARKS[name](servers, scale)
+        try:
+            results += await BENCHMARKS[name](servers, scale)
+        except Exception:  # noqa: BLE001 - the others are worth knowing all the same
+            console.print_exception()
+            failed.append(name)
         console.print(f"[dim]  {time.perf_counter() - began:.0f} s[/]")
-    return results
+    return results, failed
 
 
 def show(results: list[Result], console: Console) -> None:
@@ -222,14 +230,16 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one of them; ONLY=... with make")
     parser.add_argument("--quick", action="store_true", help="each under a minute, less exact; QUICK=1 with make")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as servers:
         names = [arguments.only] if arguments.only else list(BENCHMARKS)
-        results = uvloop.run(measure(servers, names, 0.25 if arguments.quick else 1.0, console))
+        results, failed = uvloop.run(measure(servers, names, 0.25 if arguments.quick else 1.0, console))
         keep(results, servers)
     show(results, console)
     console.print(f"[dim]also in {RESULTS.relative_to(REPOSITORY)} and {PICTURE.name} beside it[/]")
-    return 0
+    if failed:
+        console.print(f"[bold red]failed: {', '.join(failed)}[/]")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
