@@ -47,8 +47,13 @@ _PUBLISH_LATER: Final = """\
         publishing = self._publisher.publish_events([*events, *beats])
         _under_way.append(asyncio.create_task(publishing))
 """
-_FORGOTTEN: Final = "        self._sequences = sequences\n        for row in rows:"
+_FORGOTTEN: Final = "        self._sequences = sequences\n        for kind, number in"
 _AGAIN: Final = "                # Full jitter on a doubling base"
+_UNDER_A_NEW_ID: Final = """\
+                new = str(new_message_id())
+                head = message.properties.replace(message.message_id.encode(), new.encode())
+                message = message._replace(properties=head, message_id=new)
+"""
 _HELD: Final = (
     "                if not is_transient(error):\n                    raise\n                self.is_held = True"
 )
@@ -140,7 +145,7 @@ BUGS: Final[Mapping[str, Bug]] = {
         "contracts.client",
         (
             _AGAIN,
-            f"                message.message_id = str(new_message_id())\n{_AGAIN}",
+            _UNDER_A_NEW_ID + _AGAIN,
         ),
         found_by="I3",
         side="customers",
