@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
-from typing import Any, ClassVar, Final, Generic, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -188,7 +188,12 @@ class Meta(BaseModel):
     version: int | None = None
     """The version of the row that was written, where it has one."""
     commit_token: str | None = None
-    """The transaction that stored it; the event that announces it carries the same one."""
+    """The transaction that stored it; the event that announces it carries the same one.
+
+    A lookup with it as ``after`` shows what was stored.
+    """
+    cache: Literal["pending"] | None = None
+    """Set if cached answers may be older than this for a moment, until the event is applied: Redis did not answer."""
 
 
 class ErrorBody(BaseModel):

@@ -18,7 +18,7 @@ from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, WireLink
 from contracts.base import Command, ErrorBody, Lookup, Meta, Reply, Request, answer_adapter
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
 from contracts.frames import Message, properties, table
-from contracts.topology import COMMANDS, FRESH_HEADER, LOOKUPS, MAX_COMMAND_BYTES
+from contracts.topology import AFTER_HEADER, COMMANDS, FRESH_HEADER, LOOKUPS, MAX_COMMAND_BYTES
 from contracts.wire import Wire
 
 R = TypeVar("R")
@@ -149,14 +149,17 @@ class PersistenceClient:
             command, COMMANDS.name, message_id or new_message_id(), headers, timeout or self._answer_timeout
         )
 
-    async def lookup(self, lookup: Lookup[R], *, fresh: bool = False, timeout: float | None = None) -> R:
+    async def lookup(
+        self, lookup: Lookup[R], *, fresh: bool = False, after: str | None = None, timeout: float | None = None
+    ) -> R:
         """The answer to a question. Any number may be asked at once.
 
         ``fresh`` has it read from the database instead of the service's cache, which may hear of a change later than
         the caller: whoever keeps the answer in a cache of its own needs that, or its cache may keep an older one.
+        With ``after``, the commit token of a command's reply or of an event, the answer shows what was stored then.
         Raises `Refusal`, with code ``timeout`` if no answer came within ``timeout`` seconds.
         """
-        headers = {FRESH_HEADER: True} if fresh else None
+        headers = {**({FRESH_HEADER: True} if fresh else {}), **({AFTER_HEADER: after} if after else {})}
         answer, _ = await self._ask(lookup, LOOKUPS.name, uuid4(), headers, timeout or self._answer_timeout)
         return answer
 

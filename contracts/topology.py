@@ -105,6 +105,9 @@ INVALIDATION_QUEUE_ARGUMENTS: Final[dict[str, str | bool]] = {
 FRESH_HEADER: Final = "fresh"
 """A lookup with this header set to true is answered from the database, around the service's cache."""
 
+AFTER_HEADER: Final = "after"
+"""A lookup with a commit token in this header shows what that transaction stored."""
+
 REMEMBERED_DAYS: Final = 7
 """How long the service knows a message id again, at least."""
 

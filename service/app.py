@@ -27,6 +27,7 @@ from service.lookup_server import LookupServer
 from service.observability import CACHE_APPLY_LAG, CACHE_EPOCHS, CACHE_REQUESTS, configure_logging
 from service.publisher import Publisher
 from service.relay import Relay
+from service.removal import remover
 from service.senders import Senders
 from service.vault import Vault
 
@@ -73,7 +74,12 @@ class Service:
         self._relay = Relay(sessions, self._publisher, settings)
         self._consumers = Consumers(settings)
         senders = Senders.of(settings)
-        executor = Executor(sessions, require_user=settings.require_authenticated_sender, senders=senders)
+        executor = Executor(
+            sessions,
+            require_user=settings.require_authenticated_sender,
+            senders=senders,
+            remove=remover(cache),
+        )
         self._lanes = [
             LaneConsumer(
                 queue,

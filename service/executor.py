@@ -23,9 +23,10 @@ from service.database import SessionMaker
 from service.errors import is_transient, reason, refusal_for
 from service.inbox import Handled
 from service.observability import COMMANDS_HANDLED
-from service.outbox import set_cause
+from service.outbox import set_cause, stale_keys
 from service.received import Received
 from service.registry import Existing, Handler
+from service.removal import Remove
 from service.senders import Senders
 from service.unit_of_work import UnitOfWork
 
@@ -69,7 +70,10 @@ class Executor:
         *,
         require_user: bool = False,
         senders: Senders | None = None,
+        remove: Remove | None = None,
     ) -> None:
+        """``remove`` takes what a commit made stale out of the cache, before the commit is told of."""
+        self._remove = remove
         self._sessions = sessions
         self._senders = senders or Senders()
         self._handlers = handlers
@@ -136,6 +140,9 @@ class Executor:
             await attempt.carry_out_runs()
             await inbox.remember(session, attempt.handled)
             await producers.note(session, (task.received.headers for task in tasks))
+        if self._remove is not None and (keys := stale_keys(session)) and not await self._remove(keys):
+            for task in tasks:
+                task.reply = _pending(task.reply)
         return _report(tasks)
 
     async def _judge_senders(self, session: AsyncSession, tasks: Sequence[Task]) -> None:
@@ -300,6 +307,13 @@ def _answered(request: Command[Any], result: Any, token: str | None) -> Reply:
         data=answer_adapter(type(request)).dump_python(answer, mode="json"),
         meta=Meta(duplicate=duplicate, version=getattr(answer, "row_version", None), commit_token=token),
     )
+
+
+def _pending(reply: Reply | None) -> Reply | None:
+    """The answer, where the cache may still hold what is stale by now."""
+    if reply is None or not reply.ok:
+        return reply
+    return reply.model_copy(update={"meta": reply.meta.model_copy(update={"cache": "pending"})})
 
 
 def _refused(refusal: Refusal) -> Reply:

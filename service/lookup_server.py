@@ -1,6 +1,7 @@
 """Answers lookups, from the cache where it can."""
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
 from contracts.errors import ErrorCode, Refusal
 from contracts.leased_cache import LeasedCache
-from contracts.topology import FRESH_HEADER
+from contracts.topology import AFTER_HEADER, FRESH_HEADER
 from service.consumers import read_delivery
 from service.database import SessionMaker
 from service.errors import is_transient, refusal_for
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 
 _AT_ONCE: Final = 100
 """Lookups that may be at the database at the same time; more would only wait for its connections."""
+_TOKEN: Final = re.compile(r"[0-9]{1,20}").fullmatch
 _OPEN_AT_MOST: Final = 1_000
 """Lookups that may be taken before some of them are answered."""
 
@@ -122,7 +124,8 @@ class LookupServer:
 
     def _key_at_hand(self, asked: _Asked) -> str | None:
         """Under which key the answer may be cached; None if it takes more than that to answer."""
-        if self._senders.are_limited or asked.received.headers.get(FRESH_HEADER) is True:
+        headers = asked.received.headers
+        if self._senders.are_limited or headers.get(FRESH_HEADER) is True or AFTER_HEADER in headers:
             return None
         try:
             lookup = self._read(asked)
@@ -146,7 +149,8 @@ class LookupServer:
         try:
             lookup = self._read(asked)
             await self._judge_sender(received, lookup)
-            data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True)
+            after = _token(received)
+            data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True or after is not None)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
             refusal = _refusal(received, error)
             LOOKUPS_ANSWERED.labels(lookup=asked.name, outcome=refusal.code.value).inc()
@@ -202,6 +206,14 @@ class LookupServer:
             if answer.connects:
                 await session.connection(execution_options={"postgresql_readonly": True})
             return _dump(lookup, await answer.load(lookup, UnitOfWork(session)))
+
+
+def _token(received: Received) -> str | None:
+    """The commit that the answer has to show."""
+    token = received.headers.get(AFTER_HEADER)
+    if token is not None and not (isinstance(token, str) and _TOKEN(token)):
+        raise Refusal(ErrorCode.VALIDATION, "is not a commit token, which consists of digits", field=AFTER_HEADER)
+    return token
 
 
 def _done(asked: _Asked, data: bytes) -> bytes:

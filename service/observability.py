@@ -54,6 +54,12 @@ CACHE_APPLY_LAG = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60),
     registry=REGISTRY,
 )
+CACHE_REMOVALS = Counter(
+    "persistence_cache_removals_total",
+    "Commits that made cached answers stale, by whether those were gone before the answer: done, or pending.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 CACHE_EPOCHS = Counter(
     "persistence_cache_epochs_total",
     "How often all that was cached was left behind, and why: start, gap, unreadable, asked, timeline, run_id.",

@@ -165,6 +165,19 @@ _APP_ID: Final = _text("Which program sends it, for the record.")
 _MILLISECONDS: Final = "^[0-9]+$"
 
 # Headers and AMQP properties of the four families of messages, as JSON Schemas.
+_OF_LOOKUPS: Final[dict[str, Any]] = {
+    topology.FRESH_HEADER: {
+        "type": "boolean",
+        "default": False,
+        "description": "Answer from the database, around the service's cache: for whoever caches the answer.",
+    },
+    topology.AFTER_HEADER: {
+        "type": "string",
+        "pattern": "^[0-9]{1,20}$",
+        "description": "A reply's `commit_token` or an event's `transaction`: the answer shows what was stored then.",
+    },
+}
+
 PROPERTIES: Final[dict[str, dict[str, Any]]] = {
     "CommandHeaders": _object(
         (),
@@ -201,13 +214,7 @@ PROPERTIES: Final[dict[str, dict[str, Any]]] = {
         (),
         schema_version=_SCHEMA_VERSION,
         traceparent=_TRACEPARENT,
-        **{
-            topology.FRESH_HEADER: {
-                "type": "boolean",
-                "default": False,
-                "description": "Answer from the database, around the service's cache: for whoever caches the answer.",
-            }
-        },
+        **_OF_LOOKUPS,
     ),
     "LookupProperties": _object(
         ("reply_to",),

@@ -11,9 +11,11 @@ from redis.asyncio import Redis
 
 from contracts import (
     AddSymbol,
+    ErrorCode,
     GetDecimals,
     GetSymbol,
     GetSymbolsByExchange,
+    Refusal,
     SymbolExists,
     SymbolUpdates,
     UpdateSymbol,
@@ -142,6 +144,53 @@ class TestALookup:
 
         await becomes(client, old, expected=None)
         await becomes(client, new, renamed)
+
+
+class TestACommand:
+    """Its reply is sent when nobody reads through the cache what was before it."""
+
+    async def test_is_seen_by_every_read_that_begins_after_its_answer(
+        self, client: PersistenceClient, desk: Desk
+    ) -> None:
+        """Linearizable: each key is a register, of which all clients see one order of reads and writes."""
+        done = asyncio.Event()
+        reads: list[tuple[float, float, int]] = []
+        answered: list[tuple[float, int]] = [(0.0, 1)]
+
+        async def read() -> None:
+            while not done.is_set():
+                began = time.monotonic()
+                found = await client.lookup(by_name(desk))
+                assert found is not None
+                reads.append((began, time.monotonic(), found.row_version))
+
+        readers = [asyncio.create_task(read()) for _ in range(6)]
+        for step in range(100):
+            changed, meta = await client.call_with_meta(change(desk, decimals=step % 18))
+            if meta.cache is None:  # on a machine that is busy Redis may be late
+                answered.append((time.monotonic(), changed.row_version))
+        done.set()
+        await asyncio.gather(*readers)
+
+        def greatest(moments: list[tuple[float, int]], before: float) -> int:
+            return max((version for at, version in moments if at < before), default=0)
+
+        returned = [(ended, version) for _, ended, version in reads]
+        assert [r for r in reads if r[2] < greatest(answered, r[0])] == []
+        assert [r for r in reads if r[2] < greatest(returned, r[0])] == []
+        assert len(answered) > 50
+        assert len({version for *_, version in reads}) > 30
+
+    async def test_is_shown_by_a_lookup_with_its_token(self, client: PersistenceClient, desk: Desk) -> None:
+        for step in range(5):
+            changed, meta = await client.call_with_meta(change(desk, decimals=step))
+            assert await client.lookup(by_name(desk), after=meta.commit_token) == changed
+
+    async def test_is_not_found_by_a_token_that_is_none(self, client: PersistenceClient, desk: Desk) -> None:
+        with pytest.raises(Refusal) as refusal:
+            await client.lookup(by_name(desk), after="yesterday")
+
+        assert (refusal.value.code, refusal.value.field) == (ErrorCode.VALIDATION, "after")
 
 
 class TestAnInvalidator:

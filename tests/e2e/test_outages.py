@@ -202,9 +202,10 @@ class TestAnAbsentCache:
                 assert await client.lookup(absent) is None
                 assert await client.lookup(everything) == [desk.symbol]
                 await link.shut()
-                changed = await client.call(
+                changed, meta = await client.call_with_meta(
                     UpdateSymbol(symbol_id=desk.symbol.symbol_id, updates=SymbolUpdates(decimals=3))
                 )
+                assert meta.cache == "pending"
                 added = await client.call(AddSymbol(symbol=absent.symbol, cat_ex_id=absent.cat_ex_id))
                 assert await client.lookup(question(desk)) == changed
                 assert await client.lookup(absent) == added
