@@ -35,8 +35,8 @@ planted-bugs: .venv/.installed ## see that the checker of `make chaos` finds 18 
 chaos: .venv/.installed ## break everything in turn, then compare everything (MINUTES=5, SEED=1, ONLY=broker)
 	$(PYTHON) -m tests.faults.chaos --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1) $(if $(ONLY),--only "$(ONLY)")
 
-soak: ## the same for hours (MINUTES=240, SEED=1)
-	$(MAKE) chaos MINUTES=$(or $(MINUTES),240)
+soak: .venv/.installed ## one kind of fault again and again, with figures (ONLY=kills, KILLS=200, JSON=file; about an hour)
+	$(PYTHON) -m tests.faults.soak $(if $(ONLY),--only $(ONLY)) $(if $(KILLS),--kills $(KILLS)) $(if $(JSON),--json $(JSON))
 
 lint: .venv/.installed ## check style and types
 	$(PYTHON) -m ruff check

@@ -1,13 +1,16 @@
 """The composition root: settings in, a running service out. It builds everything and decides nothing."""
 
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from threading import Timer
+from typing import Any, Final
 
 import structlog
+import uvloop
 from redis.exceptions import AuthenticationError
 
 from contracts.amqp import BROKEN_LINK, Link
@@ -34,6 +37,7 @@ from service.vault import Vault
 log = structlog.get_logger()
 
 _LOOKUP_PREFETCH = 500
+_SECONDS_TO_END: Final = 5.0
 
 # Events of everything that lookups cache; those of orders, trades and logs are many and make nothing stale.
 _CACHED_ENTITIES = ("bot.#", "catalog.#", "exchange.#", "strategy.#", "symbol.#", "symbols.#", "user.#")
@@ -215,8 +219,21 @@ class Service:
                 await self._engine.dispose()
 
 
-async def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, run: Callable[[Coroutine[Any, Any, int]], int] = uvloop.run) -> int:
     """Run the service until SIGTERM or SIGINT; gives the exit code."""
+    return run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    code = await _run(settings)
+    # A task of a library that takes its cancellation for something else must not keep a process that does no work.
+    end = Timer(_SECONDS_TO_END, os._exit, [code])
+    end.daemon = True
+    end.start()
+    return code
+
+
+async def _run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     service = Service(settings)
     loop = asyncio.get_running_loop()

@@ -123,8 +123,8 @@ class Settings(LibrarySettings):
     """``amqp://user:password@host:port/vhost``, or ``amqps://``."""
     redis_url: SecretStr
 
-    rabbitmq_heartbeat: Annotated[int, Field(ge=1, le=60)] = 5
-    """Seconds; a broken link is noticed after some three of them."""
+    rabbitmq_heartbeat: Annotated[int, Field(ge=1, le=60)] = 3
+    """Seconds; a silent link is noticed after some four of them."""
     rabbitmq_prefetch: Annotated[int, Field(ge=1, le=10_000)] = 1_500
     """Messages a lane holds unacknowledged."""
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500

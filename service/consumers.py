@@ -340,9 +340,15 @@ class Consumers:
 
     async def stop(self) -> None:
         """Close channels and connection."""
+        connection = self._broker._connection  # noqa: SLF001 - tested in test_consumers
         with suppress(*BROKEN_LINK), lost_links_as_errors():
             async with asyncio.timeout(3):
                 await self._broker.stop()
+        if connection is not None:
+            # Until it is told this itself, it takes even the end of the loop for a lost link and connects again.
+            with suppress(*BROKEN_LINK), lost_links_as_errors():
+                async with asyncio.timeout(2):
+                    await connection.close()
 
     async def watch(self, link: Link) -> None:
         """Raise `SubscriptionLostError` once a subscription is gone for good; waits out outages of the broker.

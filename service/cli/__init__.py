@@ -38,7 +38,7 @@ app.command(name="rotate-key")(rotate_key)
 @app.command(name="serve")
 def serve_command() -> None:
     """Consume commands, answer lookups and publish events until SIGTERM."""
-    raise typer.Exit(uvloop.run(serve(Settings.read())))
+    raise typer.Exit(serve(Settings.read()))
 
 
 @app.command()

@@ -144,7 +144,7 @@ class Range:
                 "RELAY_BATCH": "4",
                 "SHUTDOWN_TIMEOUT": "5",
             }
-            range_._nursery = await enter(Nursery.open())
+            range_._nursery = await enter(Nursery.open(with_points=True))
             stack.push_async_callback(range_._end)
             await range_._start()
             url = settings.rabbitmq_url.get_secret_value()

@@ -22,13 +22,13 @@ import asyncpg
 from rich.console import Console
 
 from contracts.topology import QUEUES
-from deploy.servers import Servers
 from tests.e2e.wire import eventually
 from tests.faults.checker import Checker
+from tests.faults.machines import Machines, private_servers
 from tests.faults.nemesis import lose_confirms
 from tests.faults.planted import BUGS
 from tests.faults.run import Run
-from tests.faults.world import World, private_servers
+from tests.faults.world import World
 
 say = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
 
@@ -173,9 +173,9 @@ class _Lock:
         await self._connection.close()
 
 
-async def trial(servers: Servers, bug: str | None, folder: Path, *, seed: int = 1) -> Checker:
+async def trial(machines: Machines, bug: str | None, folder: Path, *, seed: int = 1) -> Checker:
     """The checker's verdict on the code with a bug in it, or as it is."""
-    async with World.open(servers, folder, seed=seed, bug=bug) as world:
+    async with World.open(machines, folder, seed=seed, bug=bug) as world:
         run = Run(world, seed=seed)
         gauntlet = Gauntlet(run)
         await gauntlet._execute(_TRIGGERS)
@@ -190,11 +190,11 @@ async def trial(servers: Servers, bug: str | None, folder: Path, *, seed: int = 
 async def prove(bugs: list[str | None], folder: Path) -> bool:
     """Whether each bug was found, and nothing where there is none."""
     is_proved = True
-    async with private_servers() as servers:
-        say(f"{len(bugs)} trials, {servers.way}")
+    async with private_servers() as machines:
+        say(f"{len(bugs)} trials, {machines.servers.way}")
         for number, bug in enumerate(bugs, 1):
             started = time.monotonic()
-            checker = await trial(servers, bug, folder / str(number))
+            checker = await trial(machines, bug, folder / str(number))
             expected = BUGS[bug].found_by if bug is not None else frozenset[str]()
             good = bool(checker.broken & expected) if bug is not None else not checker.broken
             is_proved = is_proved and good

@@ -6,10 +6,12 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import asyncpg
 
+from tests.faults.links import Link
 from tests.faults.world import World
 
 Deed = Callable[[World, random.Random], Awaitable[None]]
@@ -35,24 +37,25 @@ async def kill_customers(world: World, chance: random.Random) -> None:
 
 
 async def kill_broker(world: World, chance: random.Random) -> None:
-    os.kill(await world.broker_pid(), signal.SIGKILL)
+    os.kill(await world.machines.broker_pid(), signal.SIGKILL)
 
 
 async def stop_broker(world: World, chance: random.Random) -> None:
-    await _stop([await world.broker_pid()], chance.uniform(1, 6))
+    await _stop([await world.machines.broker_pid()], chance.uniform(0.5, 4))
 
 
 async def close_connections(world: World, chance: random.Random) -> None:
-    await world.rabbitmqctl("close_all_connections", "on purpose")
+    """By the broker, as its operator can."""
+    await world.machines.close_connections()
 
 
 async def alarm_broker(world: World, chance: random.Random) -> None:
     """The broker takes nothing from who publishes, as when its memory runs out."""
-    await world.rabbitmqctl("set_vm_memory_high_watermark", "0.000001")
+    await world.machines.rabbitmqctl("set_vm_memory_high_watermark", "0.000001")
     try:
-        await asyncio.sleep(chance.uniform(1, 4))
+        await asyncio.sleep(chance.uniform(0.5, 2))
     finally:
-        await world.rabbitmqctl("set_vm_memory_high_watermark", "0.4")
+        await world.machines.rabbitmqctl("set_vm_memory_high_watermark", "0.4")
 
 
 async def cut_broker(world: World, chance: random.Random) -> None:
@@ -77,15 +80,13 @@ async def lose_confirms(world: World, chance: random.Random) -> None:
 
 async def delay_broker(world: World, chance: random.Random) -> None:
     world.to_broker.delay = 0.2
-    await asyncio.sleep(chance.uniform(1, 3))
+    await asyncio.sleep(chance.uniform(0.5, 2))
     world.to_broker.heal()
 
 
 async def silence_broker(world: World, chance: random.Random) -> None:
-    """Nothing arrives on either side, and nobody hangs up."""
-    world.to_broker.hears_requests = world.to_broker.hears_answers = False
-    await asyncio.sleep(chance.uniform(2, 9))
-    world.to_broker.heal()
+    """Nothing arrives on either side, and nobody hangs up; what is connected anew soon works."""
+    await _silence(world.to_broker, chance)
 
 
 async def lose_answers_of_broker(world: World, chance: random.Random) -> None:
@@ -95,17 +96,17 @@ async def lose_answers_of_broker(world: World, chance: random.Random) -> None:
 
 
 async def kill_database(world: World, chance: random.Random) -> None:
-    for pid in await world.database_pids():
+    for pid in await world.machines.database_pids():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 async def stop_database(world: World, chance: random.Random) -> None:
-    await _stop(await world.database_pids(), chance.uniform(1, 7))
+    await _stop(await world.machines.database_pids(), chance.uniform(0.5, 4))
 
 
 async def end_backends(world: World, chance: random.Random) -> None:
-    for _ in range(5):
+    for _ in range(3):
         await _execute(
             world, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'persistence'"
         )
@@ -117,9 +118,7 @@ async def cut_database(world: World, chance: random.Random) -> None:
 
 
 async def silence_database(world: World, chance: random.Random) -> None:
-    world.to_database.hears_requests = world.to_database.hears_answers = False
-    await asyncio.sleep(chance.uniform(1, 7))
-    world.to_database.heal()
+    await _silence(world.to_database, chance)
 
 
 async def lose_answers_of_database(world: World, chance: random.Random) -> None:
@@ -138,7 +137,7 @@ async def lock_tables(world: World, chance: random.Random) -> None:
 
 async def make_deadlocks(world: World, chance: random.Random) -> None:
     """Rows are locked in an order in which nobody else would."""
-    for _ in range(10):
+    for _ in range(3):
         symbols = [desk.symbol_id for desk in world.desks]
         chance.shuffle(symbols)
         locks = "; SELECT pg_sleep(0.02); ".join(
@@ -149,11 +148,19 @@ async def make_deadlocks(world: World, chance: random.Random) -> None:
 
 
 async def kill_cache(world: World, chance: random.Random) -> None:
-    os.kill(await world.cache_pid(), signal.SIGKILL)
+    os.kill(await world.machines.cache_pid(), signal.SIGKILL)
 
 
 async def stop_cache(world: World, chance: random.Random) -> None:
-    await _stop([await world.cache_pid()], chance.uniform(1, 4))
+    await _stop([await world.machines.cache_pid()], chance.uniform(1, 4))
+
+
+async def fill_disk_of_database(world: World, chance: random.Random) -> None:
+    await _fill(world.machines.disk_of("postgresql"), chance)
+
+
+async def fill_disk_of_broker(world: World, chance: random.Random) -> None:
+    await _fill(world.machines.disk_of("rabbitmq"), chance)
 
 
 async def cut_cache(world: World, chance: random.Random) -> None:
@@ -185,6 +192,8 @@ FAULTS: Final[Mapping[str, Deed]] = {
     "answers of the database lost": lose_answers_of_database,
     "tables locked": lock_tables,
     "deadlocks": make_deadlocks,
+    "full disk of the database": fill_disk_of_database,
+    "full disk of the broker": fill_disk_of_broker,
     "SIGKILL of the cache": kill_cache,
     "SIGSTOP of the cache": stop_cache,
     "links to the cache cut": cut_cache,
@@ -203,8 +212,33 @@ async def _stop(pids: list[int], seconds: float) -> None:
                 os.kill(pid, signal.SIGCONT)
 
 
+async def _silence(link: Link, chance: random.Random) -> None:
+    link.forget()
+    link.hears_requests = link.hears_answers = False
+    await asyncio.sleep(chance.uniform(0, 2))
+    link.heal()
+
+
+async def _fill(disk: Path, chance: random.Random) -> None:
+    """Take every byte that is left for a while."""
+    filler = disk / "filler"
+    try:
+        await asyncio.to_thread(_write_until_full, filler)
+        await asyncio.sleep(chance.uniform(1, 3))
+    finally:
+        await asyncio.to_thread(filler.unlink, missing_ok=True)
+
+
+def _write_until_full(file: Path) -> None:
+    with file.open("wb", buffering=0) as output:
+        for size in (1_048_576, 4_096, 1):
+            with suppress(OSError):
+                while output.write(bytes(size)) == size:
+                    pass
+
+
 async def _execute(world: World, statement: str) -> None:
-    await world.database_pids()  # it may be being started again
+    await world.machines.database_pids()  # it may be being started again
     connection = await asyncpg.connect(world.database_url, timeout=5)
     try:
         await connection.execute(statement)

@@ -25,11 +25,13 @@ class Nursery:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls) -> AsyncIterator[Self]:
+    async def open(cls, *, with_points: bool = False) -> AsyncIterator[Self]:
+        """One whose services have the points of `tests.faults.points`, or are as they are."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "tests.faults.zygote",
+            *(["--with-points"] if with_points else []),
             cwd=REPOSITORY,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -42,10 +44,11 @@ class Nursery:
             process.kill()  # its children end with it
             await process.wait()
 
-    async def victim(self, environment: Mapping[str, str], *, board: Path, log: Path) -> "Victim":
-        """A new service that is just starting."""
+    async def victim(self, environment: Mapping[str, str], *, log: Path, board: Path | None = None) -> "Victim":
+        """A new service that is just starting; with points, ``board`` is where they are armed."""
+        asked = {"environment": dict(environment), "board": board and str(board), "log": str(log)}
         async with self._turn:
-            said = await self._ask({"environment": dict(environment), "board": str(board), "log": str(log)})
+            said = await self._ask(asked)
         return Victim(self, said["pid"], log)
 
     async def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +67,16 @@ class Nursery:
 
     async def end_of(self, pid: int) -> int:
         """The exit code of a child, once it has ended."""
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # It can be read from once the process has ended; the parent that has to wait for it forks others meanwhile.
+        handle = os.pidfd_open(pid)
+        loop.add_reader(handle, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
         async with self._turn:
             code: int = (await self._ask({"wait": pid}))["exit_code"]
         return code
@@ -83,6 +96,10 @@ class Victim:
     @property
     def has_ended(self) -> bool:
         return self._end.done()
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return await asyncio.shield(self._end)
 
     async def end(self, *, seconds: float) -> int | None:
         """Its exit code, or None if it still lives after so long."""

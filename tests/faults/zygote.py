@@ -1,7 +1,7 @@
-"""A process that has imported the service, with its points, and becomes it again and again by forking.
+"""A process that has imported the service, with its points if asked to, and becomes it again and again by forking.
 
 Reads one JSON object a line: ``{"environment": ..., "board": ..., "log": ...}`` forks a service and answers with its
-pid, ``{"wait": pid}`` answers with its exit code once it has ended.
+pid, ``{"wait": pid}`` answers with its exit code once it has ended. Without a board the service runs as always.
 """
 
 import asyncio
@@ -22,11 +22,13 @@ _SET_PARENT_DEATH_SIGNAL: Final = 1
 
 def main() -> None:
     _end_with_parent()
-    points.install()
+    with_points = "--with-points" in sys.argv
+    if with_points:
+        points.install()
     from service import app, config  # noqa: PLC0415 - after the points are installed
 
     gc.freeze()
-    _answer({"points": len(points.find())})
+    _answer({"points": len(points.find()) if with_points else 0})
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
@@ -49,8 +51,12 @@ def _become(asked: Mapping[str, Any], app: Any, config: Any) -> None:
         # Line by line, so that the last words of a process that is killed are there.
         sys.stdout = os.fdopen(1, "w", buffering=1)
         os.environ.update(asked["environment"])
-        points.play_on(points.Board(Path(asked["board"])))
-        code = asyncio.run(app.serve(config.Settings.read()))
+        if asked["board"] is None:
+            code = app.serve(config.Settings.read())
+        else:
+            points.play_on(points.Board(Path(asked["board"])))
+            # Its awaits are the same, and their waits can be seen.
+            code = app.serve(config.Settings.read(), run=asyncio.run)
     finally:
         os._exit(code)
 

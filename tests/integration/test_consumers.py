@@ -8,6 +8,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
 from pamqp.common import FieldTable
+from pydantic import SecretStr
 
 from contracts.base import Reply
 from contracts.topology import COMMANDS
@@ -18,6 +19,7 @@ from service.consumers import Consumers, Lane, read_delivery
 from service.executor import Executor, Task
 from service.publisher import Publisher
 from service.received import Received
+from tests.faults.links import Link
 
 
 class Recorder(Executor):
@@ -207,3 +209,27 @@ class TestDelivery:
                     assert message.body == b"hello"
                     await message.ack()
                     break
+
+
+async def test_nothing_connects_again_after_the_end_even_if_the_goodbye_takes_too_long(
+    settings: Settings, channel: AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    others = asyncio.all_tasks()
+    async with Link(settings.rabbitmq_url.get_secret_value()) as wire:
+        consumers = Consumers(settings.model_copy(update={"rabbitmq_url": SecretStr(wire.url)}))
+        consumers.subscribe(LaneName.TRADING.queue, lambda _: None, prefetch=1)
+        await consumers.start()
+        wire.hears_requests = False
+        await wire.cut()
+        await asyncio.sleep(1)  # it is connecting again, and nobody answers
+        monkeypatch.setattr(consumers._broker, "stop", hang)
+        await consumers.stop()
+        # As asyncio.run does at its end, which waits for all of them, for ever if need be.
+        left = asyncio.all_tasks() - others
+        for task in left:
+            task.cancel()
+        _, running = await asyncio.wait(left, timeout=2) if left else (None, None)
+        assert not running
