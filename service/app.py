@@ -200,7 +200,7 @@ class Service:
         log.info("stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout):
-                await self._consumers.stop_intake()
+                self._consumers.stop_intake()
                 await asyncio.gather(*(lane.finish() for lane in self._lanes), self._lookups.finish())
                 while await self._relay.publish_once():
                     pass

@@ -162,7 +162,7 @@ class Lane:
                 if self._intake is not None and time.monotonic() - held_since > self._hold_seconds:
                     raise _HeldTooLongError from error
                 await asyncio.sleep(random.uniform(pause / 2, pause))
-                pause = min(pause * 2, 1.0)
+                pause = min(pause * 2, 0.5)
             else:
                 self.is_held = False
                 return replies
@@ -294,6 +294,7 @@ class Consumers:
         )
         self._subscribers: dict[str, RabbitSubscriber] = {}
         self._paused: set[str] = set()
+        self._is_stopping = False
 
     def subscribe(self, queue: str, take: Take, *, prefetch: int) -> None:
         """Have ``take`` called with each delivery of a queue that exists, on a channel of its own."""
@@ -303,9 +304,14 @@ class Consumers:
             ack_policy=AckPolicy.MANUAL,
         )
         subscriber(_never_called)
+
         # FastStream would run its whole pipeline per message (middlewares, context, dependency injection). A lane
         # needs none of it: deliveries go straight to it, while FastStream keeps connection, channel and subscription.
-        subscriber.consume = deliveries.subscription(take)  # type: ignore[method-assign, assignment]
+        def take_until_stopped(delivery: DeliveredMessage) -> None:
+            if not self._is_stopping:
+                take(delivery)
+
+        subscriber.consume = deliveries.subscription(take_until_stopped)  # type: ignore[method-assign, assignment]
         self._subscribers[queue] = subscriber
 
     async def start(self) -> None:
@@ -329,14 +335,16 @@ class Consumers:
                     await subscribed.channel.reopen()
         self._paused.discard(queue)
 
-    async def stop_intake(self) -> None:
-        """Cancel the subscriptions and keep the channels, so that what was delivered can still be settled."""
+    def stop_intake(self) -> None:
+        """Take nothing more; what was taken can still be settled.
+
+        Subscriptions stay until the channels are closed: then the broker puts what was not taken back to the head.
+        A subscription that is cancelled before would let the next subscriber begin while commands of ours are still
+        unsettled, and overtake them.
+        """
+        self._is_stopping = True
         for subscriber in self._subscribers.values():
-            queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - tested in test_consumers
-            subscriber._consumer_tag = None  # noqa: SLF001
-            if queue is not None and tag is not None:
-                with suppress(*BROKEN_LINK), lost_links_as_errors():
-                    await queue.cancel(tag, timeout=2)
+            subscriber._consumer_tag = None  # noqa: SLF001 - or FastStream cancels; tested in test_consumers
 
     async def stop(self) -> None:
         """Close channels and connection."""

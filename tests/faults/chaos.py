@@ -16,13 +16,14 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.faults.checker import Checker
+from tests.faults.checker import Checker, meetings
+from tests.faults.ledger import read
 from tests.faults.machines import move_to_small_disks, private_servers
 from tests.faults.nemesis import FAULTS
 from tests.faults.run import Run
 from tests.faults.world import World
 
-_ROUNDS: Final = 3
+_MEETINGS: Final = 3
 
 say = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
 
@@ -44,19 +45,20 @@ async def chaos(minutes: float, seed: int, folder: Path, only: str | None = None
             run = Run(world, seed=seed, tell=tell)
             await run.begin()
             await asyncio.sleep(1)
-            rounds = 0
-            while rounds < _ROUNDS or time.monotonic() - started < minutes * 60:
-                # Each once, in an order of the seed, and then again.
+            wanted = list(names)
+            while wanted or time.monotonic() - started < minutes * 60:
+                # Each once, in an order of the seed; then again, or those that came too seldom when time is over.
                 run.chance.shuffle(names)
-                for name in names:
-                    if rounds < _ROUNDS or time.monotonic() - started < minutes * 60:
-                        await run.suffer(name)
-                        await asyncio.sleep(run.chance.uniform(0, 0.5))
-                rounds += 1
-                if rounds == 1:
+                is_over = time.monotonic() - started >= minutes * 60
+                for name in wanted if is_over else names:
+                    await run.suffer(name)
+                    await asyncio.sleep(run.chance.uniform(0, 0.5))
+                if not run.subscribers.has_late:
                     await run.subscribers.join_late()
+                met = meetings(read(folder / "ledger"), run.faults)
+                wanted = [name for name in names if met[name] < _MEETINGS]
             evidence = await run.end()
-    checker = Checker(evidence, meetings=_ROUNDS)
+    checker = Checker(evidence, meetings=_MEETINGS)
     counts = Counter(fault.name for fault in evidence.faults)
     times = sorted(fault.recovered for fault in evidence.faults if fault.recovered is not None)
     say(f"\n{len(evidence.trades)} trades, {len(evidence.logs)} log entries, {len(evidence.letters)} dead letters")

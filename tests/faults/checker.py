@@ -386,20 +386,26 @@ class Checker:
                 self._fail("I12", f"{name} holds the secret")
 
     def _faults_met_messages(self) -> None:
-        spans: list[tuple[int, int]] = []
-        open_: dict[tuple[int, str], int] = {}
-        for entry in self._evidence.ledger:
-            if entry.what == "intent":
-                open_.setdefault((entry.bot, entry.message_id), entry.at)
-            elif entry.what == "verdict":
-                spans.append((open_.pop((entry.bot, entry.message_id), entry.at), entry.at))
-        met: Counter[str] = Counter()
-        for fault in self._evidence.faults:
-            self.compared["I13"] += 1
-            met[fault.name] += any(began <= fault.ended and fault.began <= ended for began, ended in spans)
+        met = meetings(self._evidence.ledger, self._evidence.faults)
+        self.compared["I13"] += len(self._evidence.faults)
         for name, times in met.items():
             if times < self._meetings:
                 self._fail("I13", f"{name} met something under way {times} times, not {self._meetings}")
+
+
+def meetings(ledger: Iterable[Entry], faults: Iterable[Fault]) -> Counter[str]:
+    """How often each kind of fault came while a bot waited to hear of a message."""
+    spans: list[tuple[int, int]] = []
+    open_: dict[tuple[int, str], int] = {}
+    for entry in ledger:
+        if entry.what == "intent":
+            open_.setdefault((entry.bot, entry.message_id), entry.at)
+        elif entry.what == "verdict":
+            spans.append((open_.pop((entry.bot, entry.message_id), entry.at), entry.at))
+    met: Counter[str] = Counter()
+    for fault in faults:
+        met[fault.name] += any(began <= fault.ended and fault.began <= ended for began, ended in spans)
+    return met
 
 
 def _grouped(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, list[dict[str, Any]]]:

@@ -27,6 +27,11 @@ class Subscribers:
         while not self._flaky:
             await asyncio.sleep(0.01)
 
+    @property
+    def has_late(self) -> bool:
+        """Whether the one that comes late has come."""
+        return "late" in self._heard
+
     async def join_late(self) -> None:
         self._heard["late"] = await self._stack.enter_async_context(Listener.on(self._url, queue="late"))
 

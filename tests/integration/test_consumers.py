@@ -156,13 +156,43 @@ class TestSubscription:
         await publish(channel, *"abc")
         await asyncio.sleep(0.2)
 
-        await consumers.stop_intake()
+        consumers.stop_intake()
         await publish(channel, "d")
         recorder.go_on.set()
         await lane.finish()
 
+        await consumers.stop()
+
         assert [body for batch in recorder.batches for body in batch] == ["a", "b", "c"]
         assert await left_in(channel, lane) == 1
+
+    async def test_is_not_overtaken_while_it_ends(
+        self,
+        consumers: Consumers,
+        lane: Lane,
+        recorder: Recorder,
+        settings: Settings,
+        channel: AbstractChannel,
+    ) -> None:
+        recorder.go_on.clear()
+        await publish(channel, "a")
+        await asyncio.sleep(0.2)
+        taken: list[bytes] = []
+        other = Consumers(settings)
+        other.subscribe(lane.queue, lambda delivery: taken.append(delivery.body), prefetch=10)
+        await other.start()
+
+        consumers.stop_intake()
+        await publish(channel, "b")
+        await asyncio.sleep(0.5)
+        assert taken == []
+        recorder.go_on.set()
+        await lane.finish()
+        await consumers.stop()
+
+        await until(lambda: bool(taken))
+        assert taken == [b"b"]
+        await other.stop()
 
 
 class TestDelivery:
