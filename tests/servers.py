@@ -72,14 +72,18 @@ def _succeeds(*command: str, seconds: float) -> bool:
 @contextmanager
 def _containers() -> Iterator[Servers]:
     password = secrets.token_hex(16)
+    database = (
+        DockerContainer(_IMAGES["database"])
+        .with_env("POSTGRES_USER", "persistence")
+        .with_env("POSTGRES_PASSWORD", password)
+        .with_env("POSTGRES_DB", "persistence")
+        .with_env("LANG", "C.UTF-8")
+        .with_exposed_ports(5432)
+    )
+    if _where_writing_is_quick() is not None:
+        database.with_tmpfs_mount("/var/lib/postgresql/data")
     with ExitStack() as stack:
-        database = stack.enter_context(
-            DockerContainer(_IMAGES["database"])
-            .with_env("POSTGRES_USER", "persistence")
-            .with_env("POSTGRES_PASSWORD", password)
-            .with_env("POSTGRES_DB", "persistence")
-            .with_exposed_ports(5432)
-        )
+        stack.enter_context(database)
         broker = stack.enter_context(
             DockerContainer(_IMAGES["broker"])
             .with_env("RABBITMQ_DEFAULT_USER", "persistence")
