@@ -215,9 +215,9 @@ BUGS: Final[Mapping[str, Bug]] = {
 }
 
 
-def plant(name: str) -> None:
+def plant(name: str, bugs: Mapping[str, Bug] = BUGS) -> None:
     """Have this process run with a bug, from before anything of it is imported."""
-    bug = BUGS[name]
+    bug = bugs[name]
     compile_changed(frozenset(bug.changes), lambda module, source: ast.parse(changed(module, source, bug)))
 
 
