@@ -1,6 +1,7 @@
 """The composition root: settings in, a running service out. It builds everything and decides nothing."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -134,6 +135,7 @@ class Service:
             if self._settings.jobs_enabled:
                 start("jobs", jobs.run(self._settings))
             self._http.start()
+            _leave_alone_what_stays()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)
             self._health.is_stopping = True
@@ -217,6 +219,17 @@ class Service:
         with suppress(Exception):
             async with asyncio.timeout(2):
                 await self._engine.dispose()
+
+
+def _leave_alone_what_stays() -> None:
+    """Have the garbage collector look at what is new only: what was loaded so far stays as long as the process.
+
+    Looking at all of it, some hundred thousand objects, holds up every message for a tenth of a second. Messages die
+    without the collector, so it need not look often.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def serve(settings: Settings, *, run: Callable[[Coroutine[Any, Any, int]], int] = uvloop.run) -> int:

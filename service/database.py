@@ -41,6 +41,8 @@ def build_engine(settings: LibrarySettings, *, application_name: str = "persiste
         max_overflow=settings.db_pool_max_overflow,
         pool_recycle=settings.db_pool_recycle,
         pool_timeout=settings.db_pool_timeout,
+        # The same few again and again: they have their statements prepared and planned.
+        pool_use_lifo=True,
         # Parameters of a failing statement would put users' data into logs.
         hide_parameters=True,
         connect_args={
@@ -78,6 +80,14 @@ def build_session_maker(engine: AsyncEngine, vault: Vault | None = None, redis: 
     Without a ``vault`` everything but credentials can be stored; ``redis`` is for who asks how it is.
     """
     return async_sessionmaker(engine, expire_on_commit=False, info={**with_vault(vault), **with_redis(redis)})
+
+
+@asynccontextmanager
+async def single_statements(sessions: SessionMaker) -> AsyncIterator[AsyncSession]:
+    """A session whose every statement is a transaction by itself: no round trips to begin and to commit it."""
+    async with sessions() as session:
+        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
 
 
 def redis_of(session: AsyncSession) -> Redis:

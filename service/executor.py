@@ -1,6 +1,8 @@
-"""Carries out commands: a batch of them in one transaction, each with its effects, its inbox entry and its events.
+"""Carries out commands: many at once, each with its effects, its inbox entry and its events in one commit.
 
-Nothing here knows the broker. The transaction is opened and committed in `Executor._attempt`, and nowhere else.
+Nothing here knows the broker. There are two ways to commit. Plain commands at the beginning of a batch are stored by
+one statement for each type, which is a transaction by itself (`Executor._at_once`). Whatever is left, because it is
+of another kind or has to be looked at by itself, is carried out in one transaction (`Executor._attempt`).
 """
 
 from collections import Counter
@@ -19,9 +21,9 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
 from service import dead_letters, inbox, producers
 from service.commands import HANDLERS
-from service.database import SessionMaker
+from service.database import SessionMaker, single_statements
 from service.errors import is_transient, reason, refusal_for
-from service.inbox import Handled
+from service.inbox import Handled, Sent
 from service.observability import COMMANDS_HANDLED
 from service.outbox import set_cause, stale_keys
 from service.received import Received
@@ -39,14 +41,17 @@ REPLAY_HEADER = "x-replay"
 _DONE: Final = Reply(ok=True)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Task:
     """A message with what reading it came to; `Executor.read` makes it."""
 
     received: Received
     message_id: UUID | None = None
+    payload_hash: bytes = b""
     request: Request[Any] | None = None
     refusal: Refusal | None = None
+    is_plain: bool = False
+    """Whether it may be carried out with its like: its handler takes many, and nobody waits for its answer."""
     reply: Reply | None = None
 
     @property
@@ -54,10 +59,6 @@ class Task:
         """The message id of a task that has one."""
         assert self.message_id is not None  # noqa: S101 - who asks has seen that it has
         return self.message_id
-
-    @property
-    def payload_hash(self) -> bytes:
-        return inbox.payload_hash(self.received.command, self.received.body)
 
 
 class Executor:
@@ -86,6 +87,7 @@ class Executor:
     def read(self, received: Received) -> Task:
         """Decode a message, which needs no server, so it can be done while another batch is being committed."""
         task = Task(received)
+        task.payload_hash = inbox.payload_hash(received.command, received.body)
         try:
             task.message_id = received.identity()
             task.request = received.read_as(COMMAND_TYPES, require_user=self._require_user)
@@ -93,20 +95,21 @@ class Executor:
             task.refusal = refusal
         except Exception as error:  # noqa: BLE001 - whatever a body makes of the decoder, it is one message's matter
             task.refusal = _defect(received, error)
+        else:
+            handler = self._handlers[type(task.request)] if isinstance(task.request, Command) else None
+            task.is_plain = handler is not None and handler.many is not None and not received.reply_to
         return task
 
     async def carry_out(self, tasks: Sequence[Task]) -> list[Reply]:
-        """Carry out messages in order and commit them together; gives a reply for each.
+        """Carry out messages in order; gives a reply for each when all is committed.
 
-        A message that cannot succeed becomes a dead letter in the same commit as its neighbours' effects. Raises
-        only what `is_transient`; nothing is committed then, and the same batch may be tried again.
+        No message is ever half done: its effects, its events, what the inbox remembers of it and, if it cannot
+        succeed, its dead letter are of one commit. Raises only what `is_transient`; the same batch may be tried again
+        then, and what of it was committed is found in the inbox.
         """
-        try:
-            return await self._attempt(tasks)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            return await self._one_by_one(tasks, error)
+        await self._judge_senders(tasks)
+        await self._in_order(tasks)
+        return _report(tasks)
 
     async def can_commit(self) -> bool:
         """Whether the database stores something, seen by storing something and taking it away again."""
@@ -119,20 +122,70 @@ class Executor:
             raise
         return True
 
-    async def _one_by_one(self, tasks: Sequence[Task], error: Exception) -> list[Reply]:
+    async def _in_order(self, tasks: Sequence[Task]) -> None:
+        """The plain ones that a batch begins with at once, then the rest in one transaction."""
+        left = await self._at_once(tasks)
+        if not left:
+            return
+        try:
+            await self._attempt(left)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            await self._one_by_one(left, error)
+
+    async def _at_once(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """Carry out what can be with one statement for each type, which commits by itself; gives what is left.
+
+        Nothing overtakes what it may depend on: this ends at the first message that is not plain, and what a
+        statement leaves alone comes next, in order.
+        """
+        runs = _leading_runs(tasks, self._handlers)
+        if not runs:
+            return tasks
+        stored: set[Task] = set()
+        async with single_statements(self._sessions) as session:
+            for run in runs:
+                stored |= await self._store(run, session)
+            # Not before: a number counts as arrived when its message is done.
+            await producers.note(session, (task.received.headers for run in runs for task in run))
+        return [task for task in tasks if task not in stored]
+
+    async def _store(self, run: Sequence[Task], session: AsyncSession) -> set[Task]:
+        """Carry out commands of one type with one statement; gives those that are done."""
+        try:
+            done = await _together(run, self._handlers, UnitOfWork(session))
+        except Exception as error:
+            if inbox.is_repetition(error):
+                return set()  # the transaction asks first which ones are known
+            if is_transient(error):
+                raise
+            _taken_apart(run, error)
+            done = {}
+        stored = set()
+        for position, task in enumerate(run):
+            if position in done:
+                task.reply = _DONE
+                stored.add(task)
+            else:
+                task.is_plain = False
+        return stored
+
+    async def _one_by_one(self, tasks: Sequence[Task], error: Exception) -> None:
         """The commit itself failed, so no savepoint could tell whose fault it was: commit each alone."""
         if len(tasks) > 1:
-            return [reply for task in tasks for reply in await self.execute([task.received])]
+            for task in tasks:
+                await self._in_order([task])
+            return
         [task] = tasks
         task.refusal = refusal_for(error) or _defect(task.received, error)
-        return await self._attempt(tasks)
+        await self._attempt(tasks)
 
-    async def _attempt(self, tasks: Sequence[Task]) -> list[Reply]:
-        # The one transaction: effects, events, inbox and dead letters of the whole batch, or nothing.
+    async def _attempt(self, tasks: Sequence[Task]) -> None:
+        # The one transaction: effects, events, inbox and dead letters of all these messages, or nothing.
         async with self._sessions.begin() as session:
             ids = {task.message_id for task in tasks if task.message_id is not None}
             known = await inbox.find(session, ids)
-            await self._judge_senders(session, tasks)
             token = await _transaction_id(session) if any(task.received.reply_to for task in tasks) else None
             attempt = _Attempt(session, self._handlers, known, token)
             for task in tasks:
@@ -143,14 +196,33 @@ class Executor:
         if self._remove is not None and (keys := stale_keys(session)) and not await self._remove(keys):
             for task in tasks:
                 task.reply = _pending(task.reply)
-        return _report(tasks)
 
-    async def _judge_senders(self, session: AsyncSession, tasks: Sequence[Task]) -> None:
+    async def _judge_senders(self, tasks: Sequence[Task]) -> None:
+        if not self._senders.are_limited:
+            return
         read = [(task, task.request) for task in tasks if task.request is not None]
-        refusals = await self._senders.judge(session, [(task.received.user_id, request) for task, request in read])
+        async with self._sessions() as session:
+            refusals = await self._senders.judge(
+                session, [(task.received.user_id, request) for task, request in read]
+            )
         for (task, _), refusal in zip(read, refusals, strict=True):
             if refusal is not None:
-                task.request, task.refusal = None, refusal
+                task.request, task.refusal, task.is_plain = None, refusal, False
+
+
+def _leading_runs(tasks: Sequence[Task], handlers: Mapping[type[Command[Any]], Handler]) -> list[list[Task]]:
+    """The plain messages that a batch begins with, by type, of those types that are stored at once."""
+    runs: dict[type[Command[Any]], list[Task]] = {}
+    ids: set[UUID | None] = set()
+    for task in tasks:
+        if not task.is_plain or task.message_id in ids:
+            break
+        run = runs.setdefault(type(task.request), [])  # type: ignore[arg-type]
+        if len(run) == MAX_CHANGES_PER_EVENT:
+            break
+        run.append(task)
+        ids.add(task.message_id)
+    return [run for kind, run in runs.items() if handlers[kind].stores_at_once]
 
 
 class _Attempt:
@@ -180,22 +252,12 @@ class _Attempt:
         if task.message_id in self._running or len(run) == MAX_CHANGES_PER_EVENT:
             await self.carry_out_runs()
         # Asked only now: the runs may have carried out the very same message, sent twice.
-        if self._can_run(task):
+        if task.is_plain and task.message_id not in self._known:
             self._runs.setdefault(type(task.request), []).append(task)  # type: ignore[arg-type]
             self._running.add(task.identity)
         else:
             await self.carry_out_runs()
             await self._carry_out(task)
-
-    def _can_run(self, task: Task) -> bool:
-        """Whether it is a command whose handler takes many, and nobody waits for its answer."""
-        return (
-            isinstance(task.request, Command)
-            and task.refusal is None
-            and task.message_id not in self._known
-            and not task.received.reply_to
-            and self._handlers[type(task.request)].many is not None
-        )
 
     async def carry_out_runs(self) -> None:
         """Carry out each run with one call, then one by one what that left over."""
@@ -213,27 +275,22 @@ class _Attempt:
         done = partial(Handled, task.identity, task.received.command, task.payload_hash, refused=False)
         if isinstance(made, int):
             task.reply = _DONE
-            handled = done(row_id=made)
+            handled = done(row_id=made)  # the statement that made the row has remembered it
         else:
-            assert isinstance(task.request, Command)  # noqa: S101 - `_can_run` saw it
+            assert isinstance(task.request, Command)  # noqa: S101 - it is plain
             task.reply = _answered(task.request, made, self._token)
             handled = done(reply=task.reply.model_dump(mode="json"))
+            self.handled.append(handled)
         self._known[task.identity] = handled
-        self.handled.append(handled)
 
     async def _carry_out_many(self, run: list[Task]) -> Mapping[int, Any]:
-        many = self._handlers[type(run[0].request)].many  # type: ignore[index]
-        assert many is not None  # noqa: S101 - `_can_run` saw it
-        commands = [task.request for task in run]
-        causes = [task.identity for task in run]
         try:
             async with self._session.begin_nested():
-                return await many(commands, causes, self._work)
+                return await _together(run, self._handlers, self._work)
         except Exception as error:
             if is_transient(error):
                 raise
-            # Whoever is at fault will say so when carried out alone. Slow, so worth a look if it happens often.
-            log.warning("batch_taken_apart", command=run[0].received.command, size=len(run), error=reason(error))
+            _taken_apart(run, error)
             return {}
 
     async def _carry_out(self, task: Task) -> None:
@@ -292,6 +349,21 @@ class _Attempt:
             if is_transient(error):
                 raise
             return refusal_for(error) or _defect(task.received, error)
+
+
+async def _together(
+    run: Sequence[Task], handlers: Mapping[type[Command[Any]], Handler], work: UnitOfWork
+) -> Mapping[int, Any]:
+    """What plain commands of one type came to, by position."""
+    many = handlers[type(run[0].request)].many  # type: ignore[index]
+    assert many is not None  # noqa: S101 - they are plain
+    sent = Sent([task.identity for task in run], [task.payload_hash for task in run])
+    return await many([task.request for task in run], sent, work)
+
+
+def _taken_apart(run: Sequence[Task], error: Exception) -> None:
+    """Whoever is at fault will say so when carried out alone. Slow, so worth a look if it happens often."""
+    log.warning("batch_taken_apart", command=run[0].received.command, size=len(run), error=reason(error))
 
 
 async def _transaction_id(session: AsyncSession) -> str:

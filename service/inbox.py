@@ -7,8 +7,11 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import delete, insert, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from contracts.base import Command
+from service.errors import constraint_of
 from service.models import InboxMessage
 
 
@@ -31,10 +34,38 @@ def payload_hash(command: str, body: bytes) -> bytes:
     return hashlib.sha256(command.encode() + b"\0" + body).digest()
 
 
-# One array for any number of ids: so many parameters would take longer to pass than to find.
+class Sent(NamedTuple):
+    """The messages that rows came in, by the position of the rows."""
+
+    ids: Sequence[UUID | None]
+    hashes: Sequence[bytes] = ()
+    """What the inbox has to remember of them; without, whoever carries them out will tell it."""
+
+    def parameters(self, rows: str) -> dict[str, Any]:
+        """For a statement that is made of the parts below; ``rows`` is a JSON array."""
+        return {"rows": rows, "message_ids": list(self.ids), "hashes": list(self.hashes)}
+
+
+# Parts of a statement that stores a row for each of many messages and remembers the messages with them, all in one
+# round trip. ``given`` has a row for each, with ``message_id`` and ``payload_hash``. Nobody asks first which messages
+# are known: nearly always none is, and if one is, the primary key has the whole statement fail (`is_repetition`).
+SENT: Final = "unnest(CAST(:message_ids AS uuid[]), CAST(:hashes AS bytea[]))"
+
+
+def remembered(command: type[Command[Any]], row_id: str, *, which: str = "true") -> str:
+    """The part that notes those given messages as handled by a row ``which`` hold; their answers are their rows."""
+    return f"""remembered AS (
+    INSERT INTO inbox (message_id, command, payload_hash, row_id)
+    SELECT message_id, '{command.wire_name}', payload_hash, {row_id} FROM given
+    WHERE payload_hash IS NOT NULL AND {which}
+)"""  # noqa: S608 - put together from names of the code
+
+
+# One array for any number of ids: so many parameters would take longer to pass than to find. A join, because a plan
+# that was made while a partition was empty reads all of it until it is analyzed: once, and not once for each id.
 _FIND: Final = text(
-    "SELECT message_id, command, payload_hash, refused, reply, row_id FROM inbox "
-    "WHERE message_id = ANY(CAST(:ids AS uuid[]))"
+    "SELECT message_id, command, payload_hash, refused, reply, row_id "
+    "FROM unnest(CAST(:ids AS uuid[])) AS asked (message_id) JOIN inbox USING (message_id)"
 ).columns(
     InboxMessage.message_id,
     InboxMessage.command,
@@ -58,6 +89,11 @@ _REMEMBER: Final = text(
     "SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:commands AS text[]), CAST(:hashes AS bytea[]), "
     "CAST(:refused AS boolean[]), CAST(:replies AS jsonb[]), CAST(:row_ids AS bigint[]))"
 )
+
+
+def is_repetition(error: BaseException) -> bool:
+    """Whether it is the inbox saying that it knows one of the messages that were to be remembered."""
+    return isinstance(error, IntegrityError) and "inbox" in (constraint_of(error) or "")
 
 
 async def remember(session: AsyncSession, handled: Sequence[Handled]) -> None:

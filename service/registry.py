@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
-from uuid import UUID
 
 from contracts.base import Command, Lookup, R
+from service.inbox import Sent
 from service.unit_of_work import UnitOfWork
 
 C = TypeVar("C", bound=Command[Any])
@@ -21,7 +21,7 @@ class Existing(Generic[R]):
 
 
 One = Callable[[Any, UnitOfWork], Awaitable[Any]]
-Many = Callable[[Sequence[Any], Sequence[UUID], UnitOfWork], Awaitable[Mapping[int, Any]]]
+Many = Callable[[Sequence[Any], Sent, UnitOfWork], Awaitable[Mapping[int, Any]]]
 Recall = Callable[[int, UnitOfWork], Awaitable[Any]]
 """Gives None for a row that is gone by now."""
 
@@ -36,6 +36,11 @@ class Handler:
     one: One
     many: Many | None = None
     recall: Recall | None = None
+
+    @property
+    def stores_at_once(self) -> bool:
+        """Whether ``many`` is one statement, which stores a row for each message and remembers the messages."""
+        return self.recall is not None
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,13 @@ class CommandTable:
     def handles_many(self, command: type[Command[Any]], *, recall: Recall | None = None) -> Callable[[Many], Many]:
         """Register a function that carries out many commands at once that nobody waits for an answer to.
 
-        It is given the commands, their message ids and the unit of work, and gives by its position what the handler
-        for one would have answered; or, of rows that never change, the id, out of which ``recall`` makes the answer
-        should somebody ask for it later. Those it left alone because they are not plain (known before, wrong, or
+        It is given the commands, their messages and the unit of work, and gives by its position what the handler
+        for one would have answered. Those it left alone because they are not plain (known before, wrong, or
         anything else that has to be told apart) go to the handler for one, which alone knows how to refuse.
+
+        One that makes rows which never change does all its work in one statement, so that this can be a transaction
+        by itself: it announces the rows, remembers the messages (`service.inbox.remembered`) and gives the ids of
+        the rows, out of which ``recall`` makes the answers should somebody ask for them later.
 
         Commands of different types that are handled so must not depend on each other: those of one type keep their
         order, but all of a type are carried out before those of the next.

@@ -7,8 +7,7 @@ between the last two publishes the same events again, under the same ids and in 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -23,7 +22,7 @@ from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from contracts.topology import HEARTBEATS
 from service import lease, outbox
 from service.config import Settings
-from service.database import SessionMaker
+from service.database import SessionMaker, single_statements
 from service.errors import is_transient
 from service.models import EventStream
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
@@ -146,7 +145,7 @@ class Relay:
             await self._prepare()
         if self._term is None or self._sequences is None:
             return 0
-        async with self._single_statement() as session:
+        async with single_statements(self._sessions) as session:
             if self._mark is None and time.monotonic() >= self._beat_at:
                 self._mark = await _mark(session, self._holder)
             rows = await _oldest(session, self._holder, self._batch)
@@ -161,7 +160,7 @@ class Relay:
         await self._publisher.publish_events([*events, *beats])
         if not rows:
             return 0
-        async with self._single_statement() as session:
+        async with single_statements(self._sessions) as session:
             await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, self._term)
         self._sequences = sequences
         for kind, number in Counter(row.type for row in rows).items():
@@ -180,13 +179,6 @@ class Relay:
         beat = Heartbeat(as_of=mark.as_of, term=term, timeline=mark.timeline, sequences=sequences)
         body = beat.model_dump_json().encode()
         return [Publication(uuid4(), Heartbeat.wire_name, mark.as_of, body, exchange=HEARTBEATS.name)]
-
-    @asynccontextmanager
-    async def _single_statement(self) -> AsyncIterator[AsyncSession]:
-        """For a statement that is a transaction by itself: without round trips to begin and to commit it."""
-        async with self._sessions() as session:
-            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-            yield session
 
     async def _prepare(self) -> None:
         """Hold the lease, and know the last numbers given."""

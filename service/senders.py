@@ -104,6 +104,11 @@ class Senders:
     def __init__(self, senders: Mapping[str, Sender] | None = None) -> None:
         self._senders = senders or {}
 
+    @property
+    def are_limited(self) -> bool:
+        """Whether there is anything to judge."""
+        return bool(self._senders)
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Those of the setting ``SENDERS``; raises `SettingsError` for what is none."""
@@ -119,11 +124,6 @@ class Senders:
             senders[login] = Sender(role, frozenset(map(int, uids.split("+"))) if uids else None)
         return cls(senders)
 
-    @property
-    def are_limited(self) -> bool:
-        """Whether there is anything to judge."""
-        return bool(self._senders)
-
     async def judge(
         self, session: AsyncSession, asked: Sequence[tuple[str | None, Request[Any]]]
     ) -> list[Refusal | None]:
@@ -131,7 +131,7 @@ class Senders:
 
         One query for all of them, and none if nobody is limited to some users.
         """
-        if not self._senders:
+        if not self.are_limited:
             return [None] * len(asked)
         refusals = [self._by_role(login, request) for login, request in asked]
         named = {

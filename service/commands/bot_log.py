@@ -1,9 +1,9 @@
 """Commands about logs of bots."""
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 from contracts.bot_log import BotLogRef, LogsSaved, SaveBotLog, SaveBotLogs
+from service.inbox import Sent
 from service.registry import CommandTable
 from service.unit_of_work import UnitOfWork
 
@@ -21,10 +21,8 @@ async def recall_bot_log(log_id: int, work: UnitOfWork) -> BotLogRef | None:
 
 
 @handlers.handles_many(SaveBotLog, recall=recall_bot_log)
-async def save_logs_together(
-    commands: Sequence[SaveBotLog], causes: Sequence[UUID], work: UnitOfWork
-) -> Mapping[int, int]:
-    return await work.bot_logs.save_new(commands, causes)
+async def save_logs_together(commands: Sequence[SaveBotLog], sent: Sent, work: UnitOfWork) -> Mapping[int, int]:
+    return await work.bot_logs.save_new(commands, sent)
 
 
 @handlers.handles(SaveBotLogs)

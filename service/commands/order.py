@@ -1,7 +1,6 @@
 """Commands about orders."""
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 from contracts.order import (
     CancelledOrders,
@@ -15,6 +14,7 @@ from contracts.order import (
     UpdateOrderStatus,
 )
 from contracts.trade import TradeView
+from service.inbox import Sent
 from service.registry import CommandTable, Existing
 from service.unit_of_work import UnitOfWork
 
@@ -50,9 +50,9 @@ async def update_order_status(command: UpdateOrderStatus, work: UnitOfWork) -> O
 
 @handlers.handles_many(UpdateOrderStatus)
 async def update_order_statuses(
-    commands: Sequence[UpdateOrderStatus], causes: Sequence[UUID], work: UnitOfWork
+    commands: Sequence[UpdateOrderStatus], sent: Sent, work: UnitOfWork
 ) -> Mapping[int, OrderView | Existing[OrderView]]:
-    outcomes = await work.orders.update_statuses(commands, causes)
+    outcomes = await work.orders.update_statuses(commands, sent.ids)
     return {place: order if changed else Existing(order) for place, (order, changed) in outcomes.items()}
 
 

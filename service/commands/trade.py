@@ -1,7 +1,6 @@
 """Commands about trades, real and simulated."""
 
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 from contracts.errors import Refusal
 from contracts.trade import (
@@ -14,6 +13,7 @@ from contracts.trade import (
     TradesRecorded,
     TradeView,
 )
+from service.inbox import Sent
 from service.registry import CommandTable, Existing
 from service.unit_of_work import UnitOfWork
 
@@ -33,10 +33,8 @@ async def recall_trade(trade_id: int, work: UnitOfWork) -> TradeView | None:
 
 
 @handlers.handles_many(RecordTrade, recall=recall_trade)
-async def record_new_trades(
-    commands: Sequence[RecordTrade], causes: Sequence[UUID], work: UnitOfWork
-) -> Mapping[int, int]:
-    return await work.trades.record_new(commands, causes)
+async def record_new_trades(commands: Sequence[RecordTrade], sent: Sent, work: UnitOfWork) -> Mapping[int, int]:
+    return await work.trades.record_new(commands, sent)
 
 
 @handlers.handles(RecordTrades)
@@ -72,9 +70,9 @@ async def recall_dry_trade(dry_trade_id: int, work: UnitOfWork) -> DryTradeView 
 
 @handlers.handles_many(RecordDryTrade, recall=recall_dry_trade)
 async def record_new_dry_trades(
-    commands: Sequence[RecordDryTrade], causes: Sequence[UUID], work: UnitOfWork
+    commands: Sequence[RecordDryTrade], sent: Sent, work: UnitOfWork
 ) -> Mapping[int, int]:
-    return await work.trades.record_new_dry(commands, causes)
+    return await work.trades.record_new_dry(commands, sent)
 
 
 @handlers.handles(DeleteDryTrades)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Final
-from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import select, text
@@ -11,15 +10,16 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.base import refusal_of
-from contracts.bot_log import BotLogRef, BotLogSaved, LogFields
+from contracts.bot_log import BotLogRef, BotLogSaved, LogFields, SaveBotLog
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
 from service.cursor import behind
+from service.inbox import SENT, Sent, remembered
 from service.models import BotLog
 from service.outbox import announced_as, cause, change_as_json, record
 from service.repositories.base import BaseRepository, exact, in_utc
 
-# One round trip: read the rows, see that their bots exist, insert, announce.
+# One round trip: read the rows, see that their bots exist, insert, announce, remember the messages they came in.
 _SAVE_NEW_LOGS: Final = text(f"""
 WITH given AS MATERIALIZED (
     SELECT nextval('bot_logs_log_id_seq') AS log_id, row.*
@@ -28,9 +28,10 @@ WITH given AS MATERIALIZED (
             bot_id int, message text, level text, action text, "timestamp" timestamptz, feed_num smallint, ex_id int,
             symbol text, position numeric, data jsonb
         ),
-        unnest(CAST(:causes AS uuid[]))
+        {SENT}
     ) WITH ORDINALITY AS row (
-        bot_id, message, level, action, "timestamp", feed_num, ex_id, symbol, position, data, cause, place
+        bot_id, message, level, action, "timestamp", feed_num, ex_id, symbol, position, data,
+        message_id, payload_hash, place
     )
     JOIN bots AS bot ON bot.bot_id = row.bot_id
     ORDER BY row.place
@@ -43,12 +44,12 @@ WITH given AS MATERIALIZED (
     FROM given
 ), announced AS (
     INSERT INTO outbox (type, causation_ids, changes, stale_keys, keys, versions)
-    SELECT 'bot_log.saved', array_remove(array_agg(cause ORDER BY place), NULL),
+    SELECT 'bot_log.saved', array_remove(array_agg(message_id ORDER BY place), NULL),
         '[' || string_agg({change_as_json(BotLogSaved, "given")}, ',' ORDER BY place) || ']', '{{}}',
         {announced_as(BotLogSaved, "given", order_by="place")}
     FROM given
     HAVING count(*) > 0
-)
+), {remembered(SaveBotLog, "log_id")}
 SELECT place - 1 AS position, log_id FROM given
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
@@ -74,14 +75,14 @@ class BotLogRepository(BaseRepository[BotLog]):
         record(self.session, BotLogSaved, after=BotLogRef.model_validate(entry))
         return entry
 
-    async def save_new(self, entries: Sequence[LogFields], causes: Sequence[UUID | None]) -> dict[int, int]:
+    async def save_new(self, entries: Sequence[LogFields], sent: Sent) -> dict[int, int]:
         """Store and announce those of ``entries`` whose bot exists, in one statement and one event.
 
-        Gives the id of each by its position. ``causes`` are the ids of the messages they came in.
+        Gives the id of each by its position. ``sent`` are the messages they came in.
         """
         rows = f"[{','.join(entry.model_dump_json(exclude_none=True) for entry in entries)}]"
-        stored = await self.session.execute(_SAVE_NEW_LOGS, {"rows": rows, "causes": list(causes)})
-        return {row.position: row.log_id for row in stored}
+        stored = await self.session.execute(_SAVE_NEW_LOGS, sent.parameters(rows))
+        return {row[0]: row[1] for row in stored}
 
     async def save_list(self, logs: Sequence[LogFields | dict[str, Any]]) -> list[int]:
         """The ids of new entries, in the order of the list; a statement and an event for every 500.
@@ -94,7 +95,7 @@ class BotLogRepository(BaseRepository[BotLog]):
             for start in range(0, len(entries), MAX_CHANGES_PER_EVENT):
                 some = entries[start : start + MAX_CHANGES_PER_EVENT]
                 # An event names its cause once, so the first entry brings it.
-                stored = await self.save_new(some, [cause(self.session), *[None] * (len(some) - 1)])
+                stored = await self.save_new(some, Sent([cause(self.session), *[None] * (len(some) - 1)]))
                 for place, entry in enumerate(some):
                     if place not in stored:
                         raise Refusal(

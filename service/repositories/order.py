@@ -130,7 +130,7 @@ class OrderRepository(BaseRepository[Order]):
         return order, await self._move(order, _next_of(order, exact(said), expected_version))
 
     async def update_statuses(
-        self, commands: Sequence[UpdateOrderStatus], causes: Sequence[UUID]
+        self, commands: Sequence[UpdateOrderStatus], causes: Sequence[UUID | None]
     ) -> dict[int, tuple[OrderView, bool]]:
         """Carry out those of ``commands`` that are in order as `update_status` would, in three statements.
 

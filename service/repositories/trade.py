@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from math import ceil
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, Select, TextClause, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
@@ -30,6 +29,7 @@ from contracts.trade import (
 )
 from service.cursor import behind
 from service.errors import is_transient, refusal_for
+from service.inbox import Sent
 from service.models import Bot, DryTrade, Order, Trade
 from service.outbox import cause, record
 from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, exact, in_utc, locked
@@ -113,14 +113,14 @@ class TradeRepository(BaseRepository[Trade]):
         _check_same(existing, data)
         return existing, False
 
-    async def record_new(self, trades: Sequence[RecordTrade], causes: Sequence[UUID]) -> dict[int, int]:
+    async def record_new(self, trades: Sequence[RecordTrade], sent: Sent) -> dict[int, int]:
         """Store and announce those of ``trades`` that are new and in order, in one statement and one event.
 
         Gives the id of each by its position. The others are left alone: known ones, and those that `record_trade`
-        would refuse. ``causes`` are the ids of the messages they came in.
+        would refuse. ``sent`` are the messages they came in.
         """
         rows = f"[{','.join(trade.model_dump_json(exclude_none=True) for trade in trades)}]"
-        return await self._store_new(RECORD_NEW, rows, causes)
+        return await self._store_new(RECORD_NEW, rows, sent)
 
     async def record_trades(self, trades: Sequence[Mapping[str, Any]]) -> list[tuple[int, bool] | Refusal]:
         """For each trade its id and whether it is new, or why it was refused, in the order given.
@@ -170,17 +170,17 @@ class TradeRepository(BaseRepository[Trade]):
     async def _new_among(self, trades: list[dict[str, Any]]) -> dict[int, int]:
         """The ids of those that were stored, by place; none of them if one cannot even be read."""
         message_id = cause(self.session)
-        causes = [] if message_id is None else [message_id] * len(trades)
+        sent = Sent([] if message_id is None else [message_id] * len(trades))
         try:
             async with self.session.begin_nested():
-                return await self._store_new(RECORD_NEW, json.dumps(trades, default=_as_text), causes)
+                return await self._store_new(RECORD_NEW, json.dumps(trades, default=_as_text), sent)
         except DBAPIError as error:
             if is_transient(error):
                 raise
             return {}
 
-    async def _store_new(self, statement: TextClause, rows: str, causes: Sequence[UUID]) -> dict[int, int]:
-        stored = await self.session.execute(statement, {"rows": rows, "causes": list(causes)})
+    async def _store_new(self, statement: TextClause, rows: str, sent: Sent) -> dict[int, int]:
+        stored = await self.session.execute(statement, sent.parameters(rows))
         return {row[0]: row[1] for row in stored}
 
     async def _known(self, trades: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, Any], Trade]:
@@ -277,10 +277,10 @@ class TradeRepository(BaseRepository[Trade]):
         record(self.session, DryTradeRecorded, after=DryTradeView.model_validate(dry_trade))
         return dry_trade
 
-    async def record_new_dry(self, dry_trades: Sequence[RecordDryTrade], causes: Sequence[UUID]) -> dict[int, int]:
+    async def record_new_dry(self, dry_trades: Sequence[RecordDryTrade], sent: Sent) -> dict[int, int]:
         """Store and announce those of ``dry_trades`` that are in order, as `record_new` does."""
         rows = f"[{','.join(dry_trade.model_dump_json(exclude_none=True) for dry_trade in dry_trades)}]"
-        return await self._store_new(RECORD_NEW_DRY, rows, causes)
+        return await self._store_new(RECORD_NEW_DRY, rows, sent)
 
     async def delete_dry_trades(self, bot_id: int) -> int:
         """How many dry trades the bot had; all are gone. ``not_found`` without such a bot."""

@@ -5,21 +5,24 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, Double, Select, case, cast, func, select, text, true
 
-from contracts.trade import DryTradeRecorded, TradeRecorded
+from contracts.trade import DryTradeRecorded, RecordDryTrade, RecordTrade, TradeRecorded
+from service.inbox import SENT, remembered
 from service.models import Bot, DryTrade, Trade, TradeTotals, User
 from service.outbox import announced_as, change_as_json
 
 # Many trades may have come in one message, and those of a program that uses the library came in none.
 _CAUSES: Final = """(
-            SELECT coalesce(array_agg(DISTINCT cause) FILTER (WHERE cause IS NOT NULL), '{{}}')
+            SELECT coalesce(array_agg(DISTINCT message_id) FILTER (WHERE message_id IS NOT NULL), '{{}}')
             FROM given WHERE ({id} IN (SELECT {id} FROM stored)) IS TRUE
         )"""
 
 RECENT_TRADES: Final = 100
 """How many of the newest trades a summary is about."""
 
-# One round trip: read the rows, join what they name, insert those that fit, announce them. The ids are drawn first,
-# because only they tell which of the rows an INSERT with ON CONFLICT has taken.
+_IS_STORED: Final = "(trade_id IN (SELECT trade_id FROM stored)) IS TRUE"
+
+# One round trip: read the rows, join what they name, insert those that fit, announce them, and remember the messages
+# they came in. Ids are drawn first, because only they tell which of the rows an INSERT with ON CONFLICT has taken.
 RECORD_NEW: Final = text(f"""
 WITH given AS MATERIALIZED (
     SELECT nextval('trades_trade_id_seq') AS trade_id, account.cat_ex_id, row.*
@@ -29,10 +32,10 @@ WITH given AS MATERIALIZED (
             order_id bigint, ex_order_id text, fee numeric, fee_currency text, leverage numeric, roi numeric,
             roi_pct numeric, "timestamp" timestamptz
         ),
-        unnest(CAST(:causes AS uuid[]))
+        {SENT}
     ) WITH ORDINALITY AS row (
         bot_id, uid, ex_id, symbol_id, side, size, price, ex_trade_id, order_id, ex_order_id, fee, fee_currency,
-        leverage, roi, roi_pct, "timestamp", cause, position
+        leverage, roi, roi_pct, "timestamp", message_id, payload_hash, position
     )
     LEFT JOIN bots AS bot ON bot.bot_id = row.bot_id AND bot.uid = row.uid
     JOIN exchanges AS account ON account.ex_id = row.ex_id AND account.uid = row.uid
@@ -63,8 +66,8 @@ WITH given AS MATERIALIZED (
         {announced_as(TradeRecorded, "stored", order_by="trade_id")}
     FROM stored
     HAVING count(*) > 0
-)
-SELECT position - 1 AS position, trade_id FROM given WHERE (trade_id IN (SELECT trade_id FROM stored)) IS TRUE
+), {remembered(RecordTrade, "trade_id", which=_IS_STORED)}
+SELECT position - 1 AS position, trade_id FROM given WHERE {_IS_STORED}
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 
 RECORD_NEW_DRY: Final = text(f"""
@@ -76,10 +79,10 @@ WITH given AS MATERIALIZED (
             fee_currency text, leverage numeric, roi numeric, roi_pct numeric, closing boolean, reason text,
             "timestamp" timestamptz
         ),
-        unnest(CAST(:causes AS uuid[]))
+        {SENT}
     ) WITH ORDINALITY AS row (
         bot_id, uid, ex_id, symbol_id, side, size, price, fee, fee_currency, leverage, roi, roi_pct, closing, reason,
-        "timestamp", cause, position
+        "timestamp", message_id, payload_hash, position
     )
     JOIN bots AS bot ON bot.bot_id = row.bot_id AND bot.uid = row.uid
     JOIN exchanges AS account ON account.ex_id = row.ex_id AND account.uid = row.uid
@@ -102,7 +105,7 @@ WITH given AS MATERIALIZED (
         {announced_as(DryTradeRecorded, "stored", order_by="dry_trade_id")}
     FROM stored
     HAVING count(*) > 0
-)
+), {remembered(RecordDryTrade, "dry_trade_id")}
 SELECT position - 1 AS position, dry_trade_id FROM given
 """)  # noqa: S608 - put together from the contracts, nothing of it comes from outside
 

@@ -7,6 +7,7 @@ from typing import Final, Protocol, Self
 from urllib.parse import urlsplit, urlunsplit
 
 _PROTOCOL_HEADER_BYTES: Final = 8
+_BIND: Final = b"B"  # how PostgreSQL is told to carry out what was prepared
 _METHOD_FRAME: Final = 1
 _BASIC_ACK: Final = b"\x00\x3c\x00\x50"
 
@@ -175,7 +176,10 @@ class ConfirmsLost:
 
 
 class CommitsUnanswered:
-    """The database commits, and nobody hears of it: once ``word`` went by, the answer to the COMMIT is kept back."""
+    """The database commits, and nobody hears of it.
+
+    Once a statement with ``word`` was prepared, the answer to carrying it out, which commits it, is kept back.
+    """
 
     def __init__(self, word: bytes, muted: asyncio.Event) -> None:
         self._word = word
@@ -183,10 +187,10 @@ class CommitsUnanswered:
         self._seen = self._mute = False
 
     def sent(self, data: bytes) -> bytes:
-        self._seen = self._seen or self._word in data
-        if self._seen and b"COMMIT" in data and not self._mute:
+        if self._seen and data.startswith(_BIND):
             self._mute = True
             self._muted.set()
+        self._seen = self._seen or self._word in data
         return data
 
     def answered(self, data: bytes) -> bytes:

@@ -227,6 +227,9 @@ class Range:
             nobody,
             *(good() for _ in range(3)),
             *(good(asks=True) for _ in range(2)),
+            # Behind one that is answered, so in a run within the transaction.
+            bad("bot_id", trade(bot_id=2**31 - 2)),
+            good(),
             entry := log(),
             Message(entry.command, entry.message_id),
             log(),

@@ -31,7 +31,7 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
 
 _COMMIT: Final = "        replies = await self._until_committed([delivery.task for delivery in batch])\n"
 _REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
-_REPORT: Final = "        return _report(tasks)\n"
+_COMMITTED: Final = "        if self._remove is not None and (keys"
 _PUBLISH: Final = "        await self._publisher.publish_events([*events, *beats])\n"
 _OTHER_TRANSACTION: Final = """\
 {indent}if changes:
@@ -79,13 +79,14 @@ BUGS: Final[Mapping[str, Bug]] = {
     "announces in a transaction of its own": _bug(
         "service.executor",
         (_REMEMBER, _TAKE_CHANGES),
-        (_REPORT, _OTHER_TRANSACTION.format(indent=" " * 8) + _REPORT),
+        (_COMMITTED, _OTHER_TRANSACTION.format(indent=" " * 8) + _COMMITTED),
         found_by="I6",
     ),
     "forgets which messages it handled": _bug(
         "service.inbox",
         ("    return {row[0]: Handled(*row) for row in rows}", "    return {}"),
         ('CAST(:row_ids AS bigint[]))"', 'CAST(:row_ids AS bigint[])) ON CONFLICT DO NOTHING"'),
+        ("payload_hash IS NOT NULL AND {which}", "payload_hash IS NOT NULL AND {which} ON CONFLICT DO NOTHING"),
         found_by="I3 I4",
     ),
     "knows a repetition by its message id only": Bug(

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import (
     AddBot,
@@ -19,6 +20,7 @@ from service.database import SessionMaker
 from service.executor import Executor
 from service.models import BotLog, InboxMessage, Order, OutboxEvent, Trade
 from tests.builders import Desk, Direct, a_desk, received
+from tests.observe import statements
 
 
 async def announced(sessions: SessionMaker, kind: str) -> list[Any]:
@@ -128,6 +130,28 @@ class TestTradesTogether:
         assert [reply.meta.duplicate for reply in replies] == [False, False, True]
         async with sessions() as session:
             assert len(list(await session.scalars(select(Trade)))) == 2
+
+    async def test_take_one_statement(self, executor: Executor, desk: Desk, engine: AsyncEngine) -> None:
+        with statements(engine) as sent:
+            await executor.execute(unasked(*(desk.trade() for _ in range(20))))
+
+        assert len(sent) == 1
+
+    async def test_stay_together_if_a_known_message_is_among_them(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker, engine: AsyncEngine
+    ) -> None:
+        [known] = unasked(desk.trade())
+        await executor.execute([known])
+        few, many = ([*unasked(*(desk.trade() for _ in range(number))), known] for number in (2, 20))
+
+        with statements(engine) as for_few:
+            await executor.execute(few)
+        with statements(engine) as for_many:
+            replies = await executor.execute(many)
+
+        assert [reply.meta.duplicate for reply in replies] == [False] * 20 + [True]
+        assert len(for_few) == len(for_many)
+        assert await made_together(sessions) == 1 + 2 + 20
 
     async def test_are_told_from_one_that_fails_only_at_the_commit(
         self, executor: Executor, desk: Desk, sessions: SessionMaker

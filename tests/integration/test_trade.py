@@ -33,6 +33,7 @@ from contracts.client import new_message_id
 from contracts.leased_cache import LeasedCache, connect
 from service.database import SessionMaker
 from service.executor import Executor
+from service.inbox import Sent
 from service.lookup_server import LookupServer
 from service.models import DryTrade, OutboxEvent, Trade
 from service.repositories import TradeRepository
@@ -212,7 +213,7 @@ class TestDryTrade:
         with statements(engine) as sent:
             async with sessions.begin() as session:
                 dry_trades = [desk.dry_trade(), desk.dry_trade(symbol_id=999), desk.dry_trade()]
-                stored = await TradeRepository(session).record_new_dry(dry_trades, [sent_in] * 3)
+                stored = await TradeRepository(session).record_new_dry(dry_trades, Sent([sent_in] * 3))
 
         assert list(stored) == [0, 2]
         assert len(sent) == 1
