@@ -24,7 +24,7 @@ from contracts.bot_log import BotLogRef, SaveBotLog
 from contracts.errors import ErrorCode, Refusal
 from contracts.user import SetUserActive, UserPasswordChanged, UserRef, UserView
 from service import dead_letters, executor, inbox, lease, outbox, relay
-from service.inbox import Handled
+from service.inbox import Handled, Sent
 from service.models import EventStream
 from service.received import Received
 from service.registry import Handler
@@ -164,7 +164,6 @@ class FakeSession:
         self.info: dict[str, Any] = {}
         self.writes: list[Callable[[Tables], None]] = []
         self.versions: dict[int, int] = {}
-        self.remembered: set[UUID] = set()
         self.transaction_id = database.next_id()
         self._commits_itself = False
         self._savepoints: list[_Savepoint] = []
@@ -182,6 +181,16 @@ class FakeSession:
     async def commit(self) -> None:
         outbox._write(cast("Session", _AtCommit(self)))
         await self.database.round_trip()
+        await self._take_effect()
+
+    async def end_of_statement(self) -> None:
+        """The answer to a statement comes back, and what it did is committed if it is a transaction by itself."""
+        if self._commits_itself:
+            await self._take_effect()
+        else:
+            await self.database.round_trip()
+
+    async def _take_effect(self) -> None:
         for write in self.writes:
             write(self.database.tables)
         self.writes.clear()
@@ -251,11 +260,21 @@ class FakeSession:
     async def _remember(self, parameters: Mapping[str, Any], *, overwrites: bool) -> None:
         names = ("ids", "commands", "hashes", "refused", "replies", "row_ids")
         for message_id, command, payload, refused, reply, row_id in zip(*(parameters[n] for n in names), strict=True):
-            await self.database.lock(message_id, self)
-            if message_id in self.database.tables.inbox and not overwrites:
-                raise IntegrityError("INSERT", {}, _InboxViolationError())
-            handled = Handled(message_id, command, payload, refused, json.loads(reply) if reply else None, row_id)
-            self.writes.append(lambda tables, it=handled: tables.inbox.setdefault(it.message_id, it))  # type: ignore[misc]
+            kept = json.loads(reply) if reply else None
+            await self.remember(Handled(message_id, command, payload, refused, kept, row_id), overwrites=overwrites)
+
+    async def remember(self, handled: Handled, *, overwrites: bool) -> None:
+        await self.database.lock(handled.message_id, self)
+        if handled.message_id in self.database.tables.inbox and not overwrites:
+            if self._commits_itself:
+                self.writes.clear()
+                self.database.unlock(self)
+            raise IntegrityError("INSERT", {}, _InboxViolationError())
+
+        def write(tables: Tables) -> None:
+            tables.inbox.setdefault(handled.message_id, handled)
+
+        self.writes.append(write)
 
     def _holds(self, holder: UUID) -> bool:
         tables = self.database.tables
@@ -333,17 +352,19 @@ async def _save(command: SaveBotLog, work: UnitOfWork) -> BotLogRef:
     return entry
 
 
-async def _save_many(
-    commands: Sequence[SaveBotLog], causes: Sequence[UUID | None], work: UnitOfWork
-) -> dict[int, int]:
+async def _save_many(commands: Sequence[SaveBotLog], sent: Sent, work: UnitOfWork) -> dict[int, int]:
     session = _session(work)
     await session.database.round_trip()
     good = [n for n, command in enumerate(commands) if command.bot_id != UNKNOWN_BOT]
     rows = {n: LogRow(session.database.next_id(), commands[n].message) for n in good}
     if rows:
         session.writes.append(lambda tables: tables.logs.extend(rows.values()))
-        session.add_events([_saved(list(rows.values()), [causes[n] for n in good])])
-    await session.database.round_trip()
+        session.add_events([_saved(list(rows.values()), [sent.ids[n] for n in good])])
+    overwrites = "ON CONFLICT" in inbox.remembered(SaveBotLog, "log_id")
+    for n, row in rows.items():
+        handled = Handled(cast("UUID", sent.ids[n]), "save_bot_log", sent.hashes[n], refused=False, row_id=row.log_id)
+        await session.remember(handled, overwrites=overwrites)
+    await session.end_of_statement()
     return {n: row.log_id for n, row in rows.items()}
 
 
