@@ -1,6 +1,5 @@
 """Accounts: what a user has on an exchange, and how that came to be."""
 
-from collections.abc import Iterable
 from decimal import Decimal
 from typing import Annotated, Self
 
@@ -201,14 +200,6 @@ class GetExchangeHistory(Lookup[ExchangeHistoryPage], name="get_exchange_history
 class BalanceUpdated(Event[BalanceView], name="balance.updated", key=("ex_id", "currency")):
     """Newer balances of accounts are known; where a total differs, the account's history tells it too."""
 
-    @classmethod
-    def keys_of(cls, image: BalanceView) -> Iterable[str]:  # noqa: ARG003 - balances are not cached
-        return ()
-
 
 class PositionUpdated(Event[PositionView], name="position.updated", key=("ex_id", "symbol_id")):
     """Newer positions of accounts are known."""
-
-    @classmethod
-    def keys_of(cls, image: PositionView) -> Iterable[str]:  # noqa: ARG003 - positions are not cached
-        return ()

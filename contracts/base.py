@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
+from contracts.cache_keys import stale_keys, stale_templates
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_JSON_DEPTH, Lane
 from contracts.types import WIRE, JsonNumber
@@ -141,7 +142,7 @@ class Event(BaseModel, Generic[V]):
     """Message ids of the commands that caused it."""
     changes: list[Change[V]]
     stale_keys: list[str]
-    """Logical cache keys whose value these changes made wrong."""
+    """Logical cache keys whose value these changes made wrong; ``*`` for a part stands for all keys of a kind."""
 
     def __init_subclass__(cls, *, name: str | None = None, key: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,15 +162,15 @@ class Event(BaseModel, Generic[V]):
         raise TypeError(f"{cls.__name__} does not say whose change it is")
 
     @classmethod
-    def keys_of(cls, image: V) -> Iterable[str]:
-        """Logical cache keys whose value depends on a row that looks like ``image``."""
-        raise NotImplementedError(f"{cls.__name__} must say which cache keys it makes stale, if only none")
+    def stale_keys_of(cls, changes: Iterable[Change[V]]) -> list[str]:
+        """Logical cache keys that ``changes`` make stale, each once, as `contracts.cache_keys` declares it."""
+        found = (key for change in changes for key in stale_keys(cls.wire_name, change.before, change.after))
+        return list(dict.fromkeys(found))
 
     @classmethod
-    def stale_keys_of(cls, changes: Iterable[Change[V]]) -> list[str]:
-        """Keys made stale by ``changes``: those of the old images and of the new ones, each once, in order."""
-        images = (image for change in changes for image in (change.before, change.after) if image is not None)
-        return list(dict.fromkeys(key for image in images for key in cls.keys_of(image)))
+    def stale_key_templates(cls) -> list[str]:
+        """What these keys look like, with fields of the view in braces."""
+        return stale_templates(cls.wire_name)
 
 
 def _register(registry: dict[str, Any], name: str, message: type) -> None:

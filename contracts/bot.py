@@ -1,11 +1,9 @@
 """Bots and the exchange accounts they may use."""
 
-from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.feed import FeedView
 from contracts.strategy import StrategyView
@@ -256,28 +254,12 @@ class GetBotStats(Lookup[BotStats | None], name="get_bot_stats"):
     days: Annotated[int, Field(strict=True, ge=1, le=3_650)] = 30
 
 
-def _keys(image: BotView) -> Iterable[str]:
-    return (
-        cache_keys.bot_details(image.bot_id),
-        cache_keys.bots_of_user(image.uid),
-        cache_keys.trading_summary(image.uid),
-    )
-
-
 class BotCreated(Event[BotView], name="bot.created", key=("bot_id",)):
     """A bot was created."""
-
-    @classmethod
-    def keys_of(cls, image: BotView) -> Iterable[str]:
-        return _keys(image)
 
 
 class BotUpdated(Event[BotView], name="bot.updated", key=("bot_id",)):
     """A bot was changed; with another ``uid`` it went from one owner to another."""
-
-    @classmethod
-    def keys_of(cls, image: BotView) -> Iterable[str]:
-        return _keys(image)
 
 
 class BotDeleted(Event[BotView], name="bot.deleted", key=("bot_id",)):
@@ -286,22 +268,10 @@ class BotDeleted(Event[BotView], name="bot.deleted", key=("bot_id",)):
     Its feeds, strategies, accounts and dry trades are announced by events of their own.
     """
 
-    @classmethod
-    def keys_of(cls, image: BotView) -> Iterable[str]:
-        return _keys(image)
-
 
 class BotExchangeAdded(Event[BotExchangeView], name="bot.exchange_added", key=("bot_id", "ex_id")):
     """A bot may use an exchange account, or may use it differently."""
 
-    @classmethod
-    def keys_of(cls, image: BotExchangeView) -> Iterable[str]:
-        return (cache_keys.bot_details(image.bot_id), cache_keys.trading_currency(image.bot_id, image.ex_id))
-
 
 class BotExchangeRemoved(Event[BotExchangeView], name="bot.exchange_removed", key=("bot_id", "ex_id")):
     """A bot may use an exchange account no more."""
-
-    @classmethod
-    def keys_of(cls, image: BotExchangeView) -> Iterable[str]:
-        return (cache_keys.bot_details(image.bot_id), cache_keys.trading_currency(image.bot_id, image.ex_id))

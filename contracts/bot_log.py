@@ -1,6 +1,5 @@
 """What bots say in their logs."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -126,7 +125,3 @@ class GetBotLogs(Lookup[BotLogPage], name="get_bot_logs"):
 
 class BotLogSaved(Event[BotLogRef], name="bot_log.saved", key=("log_id",)):
     """Entries were appended to bots' logs."""
-
-    @classmethod
-    def keys_of(cls, image: BotLogRef) -> Iterable[str]:  # noqa: ARG003 - logs are not cached
-        return ()

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from contracts.base import Command, Event, View
+from contracts.base import Change, Command, Event, View
 from contracts.types import Id, Text
 
 CacheKey = Annotated[Text, Field(min_length=1, max_length=300)]
@@ -33,7 +33,7 @@ class InvalidateCache(Command[Invalidated], name="invalidate_cache"):
     """
 
     keys: Annotated[list[CacheKey], Field(min_length=1, max_length=1_000)] | None = None
-    """Logical keys, such as ``symbol:BTC/USDT:1``."""
+    """Logical keys, such as ``symbol:BTC/USDT:1``, or all keys of a kind, such as ``exchange:params:*``."""
     cat_ex_id: Id | None = None
     """All keys of this catalog exchange, of its symbols and of accounts there."""
     uid: Id | None = None
@@ -50,5 +50,11 @@ class CacheInvalidated(Event[InvalidationView], name="cache.invalidated", key=("
     """Cached answers are to be dropped although no other event says so."""
 
     @classmethod
-    def keys_of(cls, image: InvalidationView) -> Iterable[str]:
-        return image.keys
+    def stale_keys_of(cls, changes: Iterable[Change[InvalidationView]]) -> list[str]:
+        """The keys that were named."""
+        return list(dict.fromkeys(key for change in changes if change.after is not None for key in change.after.keys))
+
+    @classmethod
+    def stale_key_templates(cls) -> list[str]:
+        """Whatever was named."""
+        return ["{keys}"]

@@ -11,6 +11,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from contracts.key_spec import spec_of
+
 
 class Certificate(BaseModel):
     """Every change that was announced before ``as_of`` was applied to the cache under these epochs."""
@@ -33,13 +35,13 @@ CertificateSource = Callable[[], Certificate | None]
 UNCERTIFIED: Final = Certificate(epoch=0, as_of=datetime.min.replace(tzinfo=UTC))
 """For a cache whose readers ask for no certificate."""
 
-SCHEMA: Final = 1
-"""Part of every name: values written by another version of the contracts are not found."""
-
 
 def name_of(namespace: str, key: str, certificate: Certificate = UNCERTIFIED) -> str:
-    """The name in Redis of a logical key."""
-    return f"c:{namespace}:{certificate.epoch}:{SCHEMA}:{key}"
+    """The name in Redis of a logical key: under the epochs of the certificate, and the schema of its kind."""
+    spec = spec_of(key)
+    if (own := certificate.spec_epochs.get(spec.pattern)) is not None:
+        return f"c:{namespace}:{certificate.epoch}.{own}:{spec.schema}:{key}"
+    return f"c:{namespace}:{certificate.epoch}:{spec.schema}:{key}"
 
 
 def name_of_certificate(namespace: str) -> str:

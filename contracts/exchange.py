@@ -1,11 +1,9 @@
 """Exchanges: the catalog of what exists (``cat_ex_id``), and users' accounts there (``ex_id``)."""
 
-from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.sealing import ParamName, PublicKey, Sealed
 from contracts.types import Flag, Id, Instant, Name, Text
@@ -235,33 +233,13 @@ class GetSealingKey(Lookup[SealingKeyView | None], name="get_sealing_key"):
 class ExchangeInstalled(Event[CatExchangeView], name="catalog.exchange_installed", key=("cat_ex_id",)):
     """The catalog has a new exchange."""
 
-    @classmethod
-    def keys_of(cls, image: CatExchangeView) -> Iterable[str]:  # noqa: ARG003 - the catalog is one entry
-        return (cache_keys.exchange_catalog(),)
-
-
-def _keys(image: ExchangeView) -> Iterable[str]:
-    return (
-        cache_keys.exchanges_of_user(image.uid),
-        cache_keys.exchange_params(image.ex_id),
-        cache_keys.active_exchanges(),
-    )
-
 
 class ExchangeCreated(Event[ExchangeView], name="exchange.created", key=("ex_id",)):
     """A user has a new account on an exchange."""
 
-    @classmethod
-    def keys_of(cls, image: ExchangeView) -> Iterable[str]:
-        return _keys(image)
-
 
 class ExchangeUpdated(Event[ExchangeView], name="exchange.updated", key=("ex_id",)):
     """An account changed, or its credentials did."""
-
-    @classmethod
-    def keys_of(cls, image: ExchangeView) -> Iterable[str]:
-        return _keys(image)
 
 
 class ExchangeDeleted(Event[ExchangeView], name="exchange.deleted", key=("ex_id",)):
@@ -270,21 +248,9 @@ class ExchangeDeleted(Event[ExchangeView], name="exchange.deleted", key=("ex_id"
     That bots used it, that feeds took its prices, and its dry trades are announced by events of their own.
     """
 
-    @classmethod
-    def keys_of(cls, image: ExchangeView) -> Iterable[str]:
-        return (*_keys(image), cache_keys.trading_summary(image.uid))
-
 
 class ExchangeParamsChanged(Event[ExchangeParamsChange], name="exchange.params_changed", key=("cat_ex_id", "ex_id")):
     """Settings changed, of one account or of all accounts of a catalog exchange.
 
     For very many accounts there are several changes, each naming some of them.
     """
-
-    @classmethod
-    def keys_of(cls, image: ExchangeParamsChange) -> Iterable[str]:
-        yield from (cache_keys.exchange_params(ex_id) for ex_id in image.accounts)
-        # Settings are part of no list, but the version that they are counted in is.
-        yield from (cache_keys.exchange_catalog(), cache_keys.active_exchanges())
-        if image.uid is not None:
-            yield cache_keys.exchanges_of_user(image.uid)

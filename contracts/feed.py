@@ -1,11 +1,9 @@
 """Feeds: which prices a bot listens to."""
 
-from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, View
 from contracts.types import Flag, Id
 
@@ -74,7 +72,3 @@ class GetBotFeeds(Lookup[list[FeedView]], name="get_bot_feeds"):
 
 class BotFeedsChanged(Event[FeedView], name="bot.feeds_changed", key=("feed_id",)):
     """Feeds of bots came, changed or went: what has no ``before`` is new, what has no ``after`` is gone."""
-
-    @classmethod
-    def keys_of(cls, image: FeedView) -> Iterable[str]:
-        return (cache_keys.bot_details(image.bot_id),)

@@ -1,6 +1,5 @@
 """Jobs: what the service does by the clock, and on demand."""
 
-from collections.abc import Iterable
 from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field, Strict
@@ -50,7 +49,3 @@ class CleanupView(View):
 
 class CleanupCompleted(Event[CleanupView], name="cleanup.completed", key=("table",)):
     """Old rows were removed, of which no other event tells. There is a change for each table that was looked at."""
-
-    @classmethod
-    def keys_of(cls, image: CleanupView) -> Iterable[str]:  # noqa: ARG003 - what grows old is not cached
-        return ()

@@ -4,233 +4,451 @@ Each key holds either a value or a lease: a nonce that a reader puts there befor
 compare-and-set against that nonce, and invalidation is a plain UNLINK, which removes values and leases alike. So a
 load that began before an invalidation can no longer be stored after it. The idea is the lease of R. Nishtala et al.,
 "Scaling Memcache at Facebook", NSDI 2013.
+
+As long as Redis answers and every invalidation is applied: a read that begins after an invalidation never gives what
+was loaded before it, and no reader is given an older value after anybody was given a newer one. tests/cache shows it.
 """
 
 import asyncio
-import os
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.asyncio import Redis, RedisCluster
 
+from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease
+from contracts.cache_store import Away, Store, connect
 from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
+from contracts.key_spec import spec_of
+from contracts.loads import Loads
 
-Load = Callable[[], Awaitable[bytes]]
-"""Reads a value from its source, in a transaction begun when it is called."""
+__all__ = ["Away", "LeasedCache", "Load", "LoadMany", "Loaded", "connect"]
 
-_LEASE: Final = b"\x00"
-_VALUE: Final = b"\x01"
-_NONCE_BYTES: Final = 16
+T = TypeVar("T")
+Count = Callable[[str, str], None]
+LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Loaded | bytes | None]]]
+"""Reads the values of many keys together; what it leaves out is absent. Otherwise like `Load`."""
+
 _LEASE_MS: Final = 5_000
 _TRIES: Final = 3
-_KEYS_PER_STEP: Final = 500
-_AROUND_SECONDS: Final = 1.0
-_WAIT_SECONDS: Final = 0.25
-"""How long to wait for another reader's load before taking over its lease."""
-
-# Compare-and-set on the whole value. KEYS[1]; ARGV: expected, new, time to live in ms.
-_SWAP: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-  return 1
-end
-return 0
-"""
+_GRACE_SECONDS: Final = 0.05
+_KEPT_AT_MOST: Final = 64
+_OWED_AT_MOST: Final = 100_000
 
 
-def connect(url: str, *, timeout: float = 0.1) -> Redis:
-    """A client that gives up after ``timeout`` seconds, where redis-py by default hangs and retries for many."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=50,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        protocol=3,
-    )
-    return Redis.from_pool(pool)
+class _Flight(NamedTuple):
+    """A load under a lease, which other readers of this process may wait for."""
+
+    lease: bytes
+    landed: asyncio.Future[Entry | None]
+    """None if nothing was stored."""
 
 
 class LeasedCache:
-    """Values by logical key, in one namespace of a Redis.
+    """Values by logical key, in one namespace of a Redis, a Valkey or a cluster of these.
 
     With Redis away every read goes to its source; nothing is ever served that an invalidation has removed.
     """
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         *,
         namespace: str,
         certificate: CertificateSource | None = None,
         ttl: float = 86_400.0,
-        count: Callable[[str], None] = lambda _: None,
+        timeout: float = 0.1,
+        loads_at_once: int = 100,
+        count: Count = lambda _, __: None,
     ) -> None:
         """``certificate`` tells whether the cache may be read; without one it always may.
 
-        ``ttl`` is in seconds; ``count`` is told of each read: ``hit``, ``miss`` or ``bypass``.
+        ``ttl`` is how long values live whose kind says nothing else. ``timeout`` is how long a read waits, for Redis
+        and for other readers' loads, before it loads itself. Both are in seconds. ``count`` is told the pattern of a
+        key and what became of a read of it: ``hit``, ``absent`` (a hit that says there is nothing), ``miss``,
+        ``join`` (another reader's load), ``stale`` (uncertain, but young enough) or ``bypass``. It is also told what
+        happened besides: ``refreshed``, ``rejected`` (a load that came too late), ``stolen`` (a lease) and
+        ``last_resort``.
         """
-        self._redis = redis
+        self._store = Store(redis, timeout=timeout)
         self._namespace = namespace
         self._certificate = certificate or (lambda: UNCERTIFIED)
-        self._last: Certificate = UNCERTIFIED
-        self._ttl_ms = round(ttl * 1_000)
+        self._last: Certificate | None = None
+        self._ttl = ttl
         self._count = count
-        self._swap = redis.register_script(_SWAP)
-        self._around_until = 0.0
+        self._loads = Loads[Loaded](loads_at_once)
+        self._flights: dict[str, _Flight] = {}
+        """Loads under a lease whose value was not sent to Redis yet, by name."""
+        self._kept: OrderedDict[str, tuple[Entry, Any, Any]] = OrderedDict()
+        self._owed: dict[str, object] = {}
+        """Keys to be removed before they are read again: something newer than they may hold was given out."""
+        self._refreshing: set[str] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
-    async def get(self, key: str, load: Load, *, ttl: float | None = None) -> bytes:
-        """The value of ``key``, loaded and stored if it is not cached. Only ``load`` can fail.
+    async def close(self) -> None:
+        """End what is done in the background. The connection is the caller's."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
-        It is stored for ``ttl`` seconds, or the cache's own time to live.
+    async def get(self, key: str, load: Load, *, after: str | None = None) -> bytes | None:
+        """The value of ``key``, loaded and stored if it is not cached; None if there is none. Only ``load`` can fail.
+
+        With ``after``, the commit token of a command's reply, the value shows what that command did.
         """
-        if not self._is_certified():
-            self._count("bypass")
-            return await self.around(key, load)
-        name = self._name(key)
-        if asyncio.get_running_loop().time() < self._around_until:
-            self._count("bypass")
-            return await load()
-        try:
-            held: bytes | None = await self._redis.get(name)  # type: ignore[assignment]
-            if held is not None and held[:1] == _VALUE:
-                self._count("hit")
-                return bytes(held[1 + _NONCE_BYTES :])
-            self._count("miss")
-            for _ in range(_TRIES):
-                value = await self._fill(name, load, self._ttl_ms if ttl is None else round(ttl * 1_000))
-                if value is not None:
-                    return value
-        except (RedisError, OSError, TimeoutError):
-            # One read in a second finds out whether Redis is back; the others do not wait for it.
-            self._around_until = asyncio.get_running_loop().time() + _AROUND_SECONDS
-            self._count("bypass")
-            return await load()
-        # Invalidations keep coming in between. Load first, then remove what others may have stored meanwhile: in
-        # this order nobody reads an older value after this one was returned.
-        value = await load()
-        await self.invalidate([key])
-        return value
+        if spec_of(key).is_large:
+            return await self.get_decoded(key, load, _as_it_is, after=after)
+        return (await self._read(key, load, after)).value
 
-    async def cached(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Of these keys the values that are cached, in one round trip; it loads nothing and never fails."""
-        different = list(dict.fromkeys(keys))
-        if not different or not self._is_certified() or asyncio.get_running_loop().time() < self._around_until:
+    async def get_decoded(
+        self, key: str, load: Load, decode: Callable[[bytes | None], T], *, after: str | None = None
+    ) -> T:
+        """What ``decode`` makes of the value of ``key``, kept in this process while the cache holds that very value.
+
+        Each read asks Redis for the few bytes that tell whether it does. All readers are given the same object, which
+        they must not change.
+        """
+        certificate = self._current()
+        name = "" if certificate is None else self._name(key, certificate)
+        kept = self._kept.get(name)
+        if kept is not None and kept[1] is decode and key not in self._owed and kept[0].shows(after):
+            with suppress(Away):
+                if self._store.may_be_asked() and await self._store.head(name) == kept[0].head:
+                    self._hit(key, name, kept[0], load)
+                    decoded: T = kept[2]
+                    return decoded
+        entry = await self._read(key, load, after)
+        decoded = decode(entry.value)
+        if entry.is_cached:
+            self._kept[name] = (entry, decode, decoded)
+            self._kept.move_to_end(name)
+            if len(self._kept) > _KEPT_AT_MOST:
+                self._kept.popitem(last=False)
+        return decoded
+
+    async def cached(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """Of these keys the values that are at hand in one round trip; it loads nothing and never fails.
+
+        It leaves out those that a reader should load anew, and large ones.
+        """
+        certificate = self._current()
+        wanted = [key for key in dict.fromkeys(keys) if key not in self._owed and not spec_of(key).is_large]
+        if not wanted or certificate is None or not self._store.may_be_asked():
             return {}
         try:
-            held: list[bytes | None] = await self._redis.mget(map(self._name, different))  # type: ignore[assignment]
-        except (RedisError, OSError, TimeoutError):
-            self._around_until = asyncio.get_running_loop().time() + _AROUND_SECONDS
+            held = await self._store.get_many([self._name(key, certificate) for key in wanted])
+        except Away:
             return {}
+        now = time.time()
         found = {
-            key: bytes(value[1 + _NONCE_BYTES :])
-            for key, value in zip(different, held, strict=True)
-            if value is not None and value[:1] == _VALUE
+            key: entry
+            for key, entry in zip(wanted, map(_entry_in, held), strict=True)
+            if entry is not None and not entry.is_due(now)
         }
         for key in keys:
             if key in found:
-                self._count("hit")
-        return found
+                self._count(spec_of(key).pattern, "absent" if found[key].is_absent else "hit")
+        return {key: entry.value for key, entry in found.items()}
 
-    async def fill(self, keys: Sequence[str], load: Callable[[], Awaitable[Mapping[str, bytes]]]) -> int:
-        """Load the values of many keys together and store those that are not cached; gives how many were stored.
+    async def get_many(self, keys: Sequence[str], load: LoadMany) -> dict[str, bytes | None]:
+        """The values of many keys, in few round trips; ``load`` is given those that are not cached."""
+        wanted = list(dict.fromkeys(keys))
+        certificate = self._current()
+        if certificate is None or not self._store.may_be_asked():
+            return await self._many_around(wanted, load)
+        found: dict[str, bytes | None] = {}
+        try:
+            await self._settle(wanted, certificate)
+            names = [self._name(key, certificate) for key in wanted]
+            for key, name, held in zip(wanted, names, await self._store.get_many(names), strict=True):
+                if (entry := _entry_in(held)) is not None:
+                    self._hit(key, name, entry, _only(key, load))
+                    found[key] = entry.value
+            found |= await self._fill([key for key in wanted if key not in found], load, certificate)
+        except Away:
+            return found | await self._many_around([key for key in wanted if key not in found], load)
+        # What others load at this moment, or could not be stored, goes the way of a single one.
+        left = [key for key in wanted if key not in found]
+        values = await asyncio.gather(*(self._read(key, _only(key, load), None) for key in left))
+        return found | {key: entry.value for key, entry in zip(left, values, strict=True)}
 
-        ``load`` is called once, after the leases were taken. Three round trips for every 500 keys. Raises
-        RedisError if Redis is away.
+    async def fill(self, keys: Sequence[str], load: LoadMany) -> int:
+        """Load the keys that are not cached, together, and store them; gives how many were stored.
+
+        Two round trips for every 500 keys. Raises RedisError if Redis is away.
         """
-        if not self._is_certified():
-            return 0
-        leases = {key: _LEASE + os.urandom(_NONCE_BYTES) for key in dict.fromkeys(keys)}
-        taken = await self._in_steps(
-            list(leases),
-            lambda pipe, key: pipe.set(self._name(key), leases[key], nx=True, px=_LEASE_MS),
-        )
-        if not any(taken):
-            return 0
-        values = await load()
-        held = [key for key, is_taken in zip(leases, taken, strict=True) if is_taken and key in values]
-        ttl = round(self._ttl_ms * random.uniform(0.9, 1.0))
-        stored = await self._in_steps(
-            held,
-            lambda pipe, key: pipe.eval(
-                _SWAP, 1, self._name(key), leases[key], _VALUE + leases[key][1:] + values[key], ttl
-            ),
-        )
-        return sum(map(bool, stored))
+        certificate = self._current()
+        return 0 if certificate is None else len(await self._fill(list(dict.fromkeys(keys)), load, certificate))
 
-    async def around(self, key: str, load: Load) -> bytes:
-        """The value from its source, for as long as what is cached may be old. Only ``load`` can fail.
+    async def around(self, key: str, load: Load) -> bytes | None:
+        """The value from its source. Only ``load`` can fail.
 
-        Whatever is cached is removed afterwards, so that nobody reads an older value after this one.
+        Those who ask while it is loaded share the next load. What is cached is removed afterwards, so that nobody
+        reads an older value after this one.
         """
-        value = await load()
-        if asyncio.get_running_loop().time() >= self._around_until:
-            try:
-                await self.invalidate([key])
-            except (RedisError, OSError, TimeoutError):
-                self._around_until = asyncio.get_running_loop().time() + _AROUND_SECONDS
-        return value
+        return (await self._around(key, load, ask=self._store.may_be_asked())).value
 
     async def invalidate(self, keys: Iterable[str]) -> None:
         """Remove values and leases; raises RedisError if it is not certain that they are gone."""
-        self._is_certified()
-        names = [self._name(key) for key in keys]
-        if names:
-            await self._redis.unlink(*names)
+        certificate = self._current()
+        known = certificate or self._last
+        if known is not None:
+            await self._store.unlink([self._name(key, known) for key in keys])
+        if certificate is None:
+            raise Away("without a certificate it is not known by which names the keys are cached")
 
-    def _is_certified(self) -> bool:
+    async def _read(self, key: str, load: Load, after: str | None) -> Entry:
+        certificate = self._current()
+        if certificate is None:
+            return await self._uncertain(key, load)
+        if not self._store.may_be_asked():
+            return await self._around(key, load, ask=False)
+        name = self._name(key, certificate)
+        try:
+            if key in self._owed:
+                await self._settle([key], certificate)
+            waited_for = None
+            for _ in range(_TRIES):
+                until = asyncio.get_running_loop().time() + self._store.timeout
+                held = await self._store.get(name, until=until)
+                entry = _entry_in(held)
+                if entry is not None and entry.shows(after):
+                    self._hit(key, name, entry, load)
+                    return entry
+                flight = self._flights.get(name)
+                if flight is None or (flight is waited_for and held != flight.lease):
+                    loaded = await self._lead(key, name, load, entry, until)
+                else:
+                    waited_for = flight
+                    loaded = await self._join(
+                        key, flight, after, None if held == flight.lease else self._store.timeout
+                    )
+                if loaded is not None:
+                    return loaded
+        except Away:
+            return await self._around(key, load, ask=False)
+        # Invalidations keep coming in between. Load first, then remove what others may have stored meanwhile: in
+        # this order nobody reads an older value after this one was returned.
+        self._count(spec_of(key).pattern, "last_resort")
+        return await self._around(key, load, ask=True)
+
+    async def _join(self, key: str, flight: _Flight, after: str | None, timeout: float | None) -> Entry | None:
+        """What another reader of this process stored; None if that does not do, or takes too long.
+
+        A load whose lease was removed is not worth waiting for, but whether it was cannot be told yet from a lease
+        that was not there a moment ago.
+        """
+        await asyncio.wait([flight.landed], timeout=timeout)
+        entry = flight.landed.result() if flight.landed.done() else None
+        if entry is None or not entry.shows(after):
+            return None
+        self._count(spec_of(key).pattern, "join")
+        return entry
+
+    async def _lead(self, key: str, name: str, load: Load, stale: Entry | None, until: float) -> Entry | None:
+        """Load under a lease and store; None if the value may be old by now, or another reader's is there."""
+        lease = new_lease()
+        flight = self._flights[name] = _Flight(lease, asyncio.get_running_loop().create_future())
+        result: Entry | None = None
+        try:
+            if not await self._acquire(key, name, lease, stale, until):
+                return None
+            entry = await self._load_under(key, name, lease, load)
+            # Who comes from now on must not be given this: it may be stale when the answer arrives.
+            self._take_out(name, flight)
+            try:
+                is_stored = await self._store.swap(name, lease, entry.held, self._ttl_ms(key, entry))
+            except Away:
+                # It was loaded after this read began, so it is right for this reader, and for no other one.
+                self._owe(key)
+                self._count(spec_of(key).pattern, "bypass")
+                return Entry(entry.held, is_cached=False)
+            self._count(spec_of(key).pattern, "miss" if is_stored else "rejected")
+            result = entry if is_stored else None
+        except Exception as error:
+            if not isinstance(error, Away):
+                flight.landed.set_exception(error)
+                flight.landed.exception()  # whether or not anybody joined
+            raise
+        finally:
+            self._take_out(name, flight)
+            if not flight.landed.done():
+                flight.landed.set_result(result)
+        return result
+
+    def _take_out(self, name: str, flight: _Flight) -> None:
+        if self._flights.get(name) is flight:
+            del self._flights[name]
+
+    async def _load_under(self, key: str, name: str, lease: bytes, load: Load) -> Entry:
+        try:
+            return await self._load(key, lease, load)
+        except BaseException:
+            # Nobody shall wait for a lease that is not going to be used. To remove too much does no harm.
+            self._in_background(self._store.unlink([name]))
+            raise
+
+    async def _acquire(self, key: str, name: str, lease: bytes, stale: Entry | None, until: float) -> bool:
+        """Whether the lease is there; if not, a value is, or the lease of another reader who came first."""
+        if stale is not None and await self._store.swap(name, stale.head, lease, _LEASE_MS, until=until):
+            return True
+        loop = asyncio.get_running_loop()
+        held = await self._store.lease(name, lease, _LEASE_MS, until=until)
+        pause = 0.002
+        while held is not None and held[0] == LEASE and loop.time() < until:
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), until - loop.time()))
+            pause = min(pause * 2, 0.05)
+            held = await self._store.lease(name, lease, _LEASE_MS, until=until + _GRACE_SECONDS)
+        if held is None or held[0] != LEASE:
+            return held is None
+        self._count(spec_of(key).pattern, "stolen")
+        return await self._store.swap(name, held, lease, _LEASE_MS, until=until + _GRACE_SECONDS)
+
+    def _hit(self, key: str, name: str, entry: Entry, load: Load) -> None:
+        self._count(spec_of(key).pattern, "absent" if entry.is_absent else "hit")
+        if entry.is_due(time.time()) and name not in self._refreshing:
+            self._refreshing.add(name)
+            self._in_background(self._refresh(key, name, entry, load))
+
+    async def _refresh(self, key: str, name: str, entry: Entry, load: Load) -> None:
+        """Put another value in the place of this very one, which must not have been removed meanwhile."""
+        try:
+            newer = await self._load(key, new_lease(), load)
+            await self._store.swap(name, entry.head, newer.held, self._ttl_ms(key, newer))
+            self._count(spec_of(key).pattern, "refreshed")
+        finally:
+            self._refreshing.discard(name)
+
+    async def _uncertain(self, key: str, load: Load) -> Entry:
+        """A read without a certificate."""
+        may_be_asked = self._store.may_be_asked()
+        if spec_of(key).when_uncertain == "serve_stale" and self._last is not None and may_be_asked:
+            with suppress(Away):
+                entry = _entry_in(await self._store.get(self._name(key, self._last)))
+                if entry is not None and entry.is_young(time.time()):
+                    self._count(spec_of(key).pattern, "stale")
+                    return Entry(entry.held, is_cached=False)
+        return await self._around(key, load, ask=may_be_asked)
+
+    async def _around(self, key: str, load: Load, *, ask: bool) -> Entry:
+        self._count(spec_of(key).pattern, "bypass")
+        loaded = await self._loads.shared(key, lambda: self._loaded(load))
+        await self._remove_older([key], ask=ask)
+        return Entry(self._entry(key, new_lease(), loaded, 0.0).held, is_cached=False)
+
+    async def _many_around(self, keys: Sequence[str], load: LoadMany) -> dict[str, bytes | None]:
+        for key in keys:
+            self._count(spec_of(key).pattern, "bypass")
+        loaded = await load(keys) if keys else {}
+        await self._remove_older(keys, ask=self._store.may_be_asked())
+        return {key: _as_loaded(loaded.get(key)).value for key in keys}
+
+    async def _remove_older(self, keys: Sequence[str], *, ask: bool) -> None:
+        """Remove what may be older than what is about to be given out: now, or before it is read again."""
+        for key in keys:
+            self._owe(key)
+        certificate = self._current()
+        if ask and certificate is not None:
+            with suppress(Away):
+                await self._settle(keys, certificate)
+        elif ask and self._last is not None:
+            # It is owed still: these may not be the names that will be read.
+            with suppress(Away):
+                await self._store.unlink([self._name(key, self._last) for key in keys])
+
+    async def _settle(self, keys: Sequence[str], certificate: Certificate) -> None:
+        """Remove those of the keys that are to be removed before they are read."""
+        due = {key: self._owed[key] for key in keys if key in self._owed}
+        await self._store.unlink([self._name(key, certificate) for key in due])
+        for key, since in due.items():
+            # Who went around the cache meanwhile owes it anew.
+            if self._owed.get(key) is since:
+                del self._owed[key]
+
+    def _owe(self, key: str) -> None:
+        self._owed[key] = object()
+        if len(self._owed) > _OWED_AT_MOST:
+            del self._owed[next(iter(self._owed))]
+
+    async def _fill(self, keys: Sequence[str], load: LoadMany, certificate: Certificate) -> dict[str, bytes | None]:
+        """What was loaded under leases of its own and stored."""
+        names = {key: self._name(key, certificate) for key in keys}
+        leases = {names[key]: new_lease() for key in keys}
+        taken = await self._store.lease_many(leases, _LEASE_MS)
+        mine = [key for key, is_taken in zip(keys, taken, strict=True) if is_taken]
+        if not mine:
+            return {}
+        began = time.monotonic()
+        try:
+            loaded = await load(mine)
+        except BaseException:
+            self._in_background(self._store.unlink([names[key] for key in mine]))
+            raise
+        took = time.monotonic() - began
+        entries = {key: self._entry(key, leases[names[key]], _as_loaded(loaded.get(key)), took) for key in mine}
+        stored = await self._store.swap_many(
+            {names[key]: (leases[names[key]], entry.held, self._ttl_ms(key, entry)) for key, entry in entries.items()}
+        )
+        for key, is_stored in zip(mine, stored, strict=True):
+            self._count(spec_of(key).pattern, "miss" if is_stored else "rejected")
+        return {key: entries[key].value for key, is_stored in zip(mine, stored, strict=True) if is_stored}
+
+    def _current(self) -> Certificate | None:
         certificate = self._certificate()
         if certificate is not None:
             self._last = certificate
-        return certificate is not None
+        return certificate
 
-    def _name(self, key: str) -> str:
-        return name_of(self._namespace, key, self._last)
+    def _name(self, key: str, certificate: Certificate) -> str:
+        return name_of(self._namespace, key, certificate)
 
-    async def _in_steps(self, keys: Sequence[str], command: Callable[[Pipeline, str], Any]) -> list[Any]:
-        """The results of a command for each key, some at a time, so that none of them takes too long."""
-        results: list[Any] = []
-        for start in range(0, len(keys), _KEYS_PER_STEP):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in keys[start : start + _KEYS_PER_STEP]:
-                    command(pipe, key)
-                results += await pipe.execute()
-        return results
+    async def _load(self, key: str, lease: bytes, load: Load) -> Entry:
+        began = time.monotonic()
+        loaded = await self._loads.run(lambda: self._loaded(load))
+        return self._entry(key, lease, loaded, time.monotonic() - began)
 
-    async def _fill(self, name: str, load: Load, ttl_ms: int) -> bytes | None:
-        """Load under a lease and store; None if the lease was lost meanwhile, so the value may be old."""
-        nonce = os.urandom(_NONCE_BYTES)
-        lease = _LEASE + nonce
-        held: bytes | None = await self._redis.set(name, lease, nx=True, get=True, px=_LEASE_MS)  # type: ignore[assignment]
-        if held is not None:
-            held = await self._wait_for(name, held)
-            if held is not None and held[:1] == _VALUE:
-                return bytes(held[1 + _NONCE_BYTES :])
-            taken = (
-                await self._redis.set(name, lease, nx=True, px=_LEASE_MS)
-                if held is None
-                else await self._swap(keys=[name], args=[held, lease, _LEASE_MS])
-            )
-            if not taken:
-                return None
-        value = await load()
-        ttl = round(ttl_ms * random.uniform(0.9, 1.0))
-        stored = await self._swap(keys=[name], args=[lease, _VALUE + nonce + value, ttl])
-        return value if stored else None
+    @staticmethod
+    async def _loaded(load: Load) -> Loaded:
+        return _as_loaded(await load())
 
-    async def _wait_for(self, name: str, held: bytes) -> bytes | None:
-        """What the key holds once it is a value or gone; the other's lease if that takes too long."""
-        deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
-        pause = 0.002
-        current: bytes | None = held
-        while current is not None and current[:1] == _LEASE and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, 0.05)
-            current = await self._redis.get(name)  # type: ignore[assignment]
-        return current
+    def _entry(self, key: str, lease: bytes, loaded: Loaded, load_seconds: float) -> Entry:
+        spec = spec_of(key)
+        soft = spec.absent_ttl if loaded.value is None else min(spec.soft_ttl, spec.ttl or self._ttl)
+        return Entry.under(lease, loaded, soft_expiry=time.time() + soft, load_seconds=load_seconds)
+
+    def _ttl_ms(self, key: str, entry: Entry) -> int:
+        spec = spec_of(key)
+        ttl = spec.absent_ttl if entry.is_absent else spec.ttl or self._ttl
+        # What was stored together does not expire together.
+        return round(ttl * 1_000 * random.uniform(0.9, 1.0))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def quietly() -> None:
+            with suppress(Exception):  # what is there is right, and the next reader tries again
+                await work
+
+        task = asyncio.create_task(quietly())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _entry_in(held: bytes | None) -> Entry | None:
+    return None if held is None or held[0] == LEASE else Entry(held)
+
+
+def _as_loaded(found: Loaded | bytes | None) -> Loaded:
+    return found if isinstance(found, Loaded) else Loaded(found)
+
+
+def _only(key: str, load: LoadMany) -> Load:
+    async def load_one() -> Loaded | bytes | None:
+        return (await load([key])).get(key)
+
+    return load_one
+
+
+def _as_it_is(value: bytes | None) -> bytes | None:
+    return value

@@ -1,6 +1,5 @@
 """Orders: what a bot asked an exchange to do, and how far that got."""
 
-from collections.abc import Iterable
 from typing import Annotated, Self
 from uuid import UUID
 
@@ -252,14 +251,6 @@ class GetLastOrder(Lookup[OrderView | None], name="get_last_order"):
 class OrderCreated(Event[OrderView], name="order.created", key=("order_id",)):
     """Orders were placed."""
 
-    @classmethod
-    def keys_of(cls, image: OrderView) -> Iterable[str]:  # noqa: ARG003 - orders are not cached
-        return ()
-
 
 class OrderStatusChanged(Event[OrderView], name="order.status_changed", key=("order_id",)):
     """Orders moved to another status, or got further in the one they had."""
-
-    @classmethod
-    def keys_of(cls, image: OrderView) -> Iterable[str]:  # noqa: ARG003 - orders are not cached
-        return ()

@@ -1,6 +1,5 @@
 """Senders that number what they send, so that a command that never arrived is missed."""
 
-from collections.abc import Iterable
 from typing import Final
 
 from contracts.base import Event, View
@@ -24,7 +23,3 @@ class MissingView(View):
 
 class CommandsMissing(Event[MissingView], name="producer.gap_found", key=("producer", "first")):
     """Commands have been missing for 30 s: purged from a queue, dropped for want of room, or never handed over."""
-
-    @classmethod
-    def keys_of(cls, image: MissingView) -> Iterable[str]:  # noqa: ARG003 - nothing stored has changed
-        return ()

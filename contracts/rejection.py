@@ -1,7 +1,5 @@
 """Refused commands, as the service announces them."""
 
-from collections.abc import Iterable
-
 from contracts.base import Event, View
 from contracts.errors import ErrorCode
 from contracts.types import Instant
@@ -23,7 +21,3 @@ class RejectionView(View):
 
 class CommandRejected(Event[RejectionView], name="command.rejected", key=("dead_letter_id",)):
     """A command was refused and put among the dead letters."""
-
-    @classmethod
-    def keys_of(cls, image: RejectionView) -> Iterable[str]:  # noqa: ARG003 - nothing stored has changed
-        return ()

@@ -1,6 +1,5 @@
 """Simulations: what a bot would have earned."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -78,7 +77,3 @@ class LoadSimulationsCatalog(Lookup[list[SimulationSummary]], name="load_simulat
 
 class SimulationSaved(Event[SimulationSummary], name="simulation.saved", key=("simulation_id",)):
     """Simulations were saved, for the first time or again."""
-
-    @classmethod
-    def keys_of(cls, image: SimulationSummary) -> Iterable[str]:  # noqa: ARG003 - simulations are not cached
-        return ()

@@ -1,11 +1,9 @@
 """Strategies: the catalog of what exists (``cat_str_id``), and what bots run of it (``str_id``)."""
 
-from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.sealing import ParamName
 from contracts.types import Count, Cursor, ExactDecimal, Flag, Id, Instant, Limit, Name, NonNegative, Positive, Text
@@ -280,14 +278,6 @@ class GetBotsStrategies(Lookup[StrategyPage], name="get_bots_strategies"):
 class StrategyCatalogChanged(Event[CatStrategyView], name="strategy.catalog_changed", key=("cat_str_id",)):
     """Strategies of the catalog came, changed or went."""
 
-    @classmethod
-    def keys_of(cls, image: CatStrategyView) -> Iterable[str]:  # noqa: ARG003 - the catalog is one entry
-        return (cache_keys.strategy_catalog(),)
-
 
 class BotStrategyChanged(Event[StrategyView], name="bot.strategy_changed", key=("str_id",)):
     """What bots run came, changed or went: what has no ``before`` is new, what has no ``after`` is gone."""
-
-    @classmethod
-    def keys_of(cls, image: StrategyView) -> Iterable[str]:
-        return (cache_keys.bot_details(image.bot_id),)

@@ -1,11 +1,9 @@
 """Symbols: the trading pairs of a catalog exchange."""
 
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.types import Cursor, ExactDecimal, Flag, Id, Limit, Positive, SymbolName, Text
 
@@ -245,43 +243,17 @@ class GetDecimals(Lookup[int | None], name="get_decimals"):
     symbol_id: Id
 
 
-def _keys(image: SymbolView) -> Iterable[str]:
-    return (
-        cache_keys.symbol(image.symbol, image.cat_ex_id),
-        cache_keys.symbols_of_exchange(image.cat_ex_id),
-        cache_keys.symbol_decimals(image.symbol_id),
-        cache_keys.symbol_by_id(image.symbol_id),
-        cache_keys.all_symbols(),
-    )
-
-
 class SymbolCreated(Event[SymbolView], name="symbol.created", key=("symbol_id",)):
     """Symbols were listed."""
-
-    @classmethod
-    def keys_of(cls, image: SymbolView) -> Iterable[str]:
-        return _keys(image)
 
 
 class SymbolUpdated(Event[SymbolView], name="symbol.updated", key=("symbol_id",)):
     """A symbol's name, exchange or rules changed."""
 
-    @classmethod
-    def keys_of(cls, image: SymbolView) -> Iterable[str]:
-        return _keys(image)
-
 
 class SymbolDeleted(Event[SymbolView], name="symbol.deleted", key=("symbol_id",)):
     """A symbol was taken off the list of its exchange."""
 
-    @classmethod
-    def keys_of(cls, image: SymbolView) -> Iterable[str]:
-        return _keys(image)
-
 
 class SymbolsChanged(Event[SymbolView], name="symbols.changed", key=("symbol_id",)):
     """A synchronization listed symbols (without an image before) and changed others."""
-
-    @classmethod
-    def keys_of(cls, image: SymbolView) -> Iterable[str]:
-        return _keys(image)

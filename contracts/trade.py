@@ -1,6 +1,5 @@
 """Trades: what was really bought and sold."""
 
-from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -361,38 +360,18 @@ class GetUserTradingStats(Lookup[TradingStats], name="get_user_trading_stats"):
 class TradeRecorded(Event[TradeView], name="trade.recorded", key=("trade_id",)):
     """Trades were put on record, or (with an image before) linked with their order."""
 
-    @classmethod
-    def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - the trading summary lives by its TTL alone
-        return ()
-
 
 class TradeUpdated(Event[TradeView], name="trade.updated", key=("trade_id",)):
     """What is computed about trades changed: their roi."""
-
-    @classmethod
-    def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - trades are not cached
-        return ()
 
 
 class TradeDeleted(Event[TradeView], name="trade.deleted", key=("trade_id",)):
     """Trades that were put on record by hand were taken back."""
 
-    @classmethod
-    def keys_of(cls, image: TradeView) -> Iterable[str]:  # noqa: ARG003 - trades are not cached
-        return ()
-
 
 class DryTradeRecorded(Event[DryTradeView], name="dry_trade.recorded", key=("dry_trade_id",)):
     """Dry trades were put on record."""
 
-    @classmethod
-    def keys_of(cls, image: DryTradeView) -> Iterable[str]:  # noqa: ARG003 - dry trades are not cached
-        return ()
-
 
 class DryTradeCleared(Event[ClearedDryTrades], name="dry_trade.cleared", key=("bot_id", "last_dry_trade_id")):
     """The dry trades of a bot are gone; ``before`` says up to which one."""
-
-    @classmethod
-    def keys_of(cls, image: ClearedDryTrades) -> Iterable[str]:  # noqa: ARG003 - dry trades are not cached
-        return ()

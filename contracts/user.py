@@ -1,12 +1,10 @@
 """Users: who owns accounts and bots."""
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from contracts import cache_keys
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.bot import BotView
 from contracts.sealing import PublicKey, Sealed
@@ -248,41 +246,17 @@ class GetUserWithBots(Lookup[UserWithBotsView | None], name="get_user_with_bots"
     uid: Id
 
 
-def _keys(image: UserView) -> Iterable[str]:
-    return (
-        cache_keys.user(image.uid),
-        cache_keys.user_id(image.mail),
-        cache_keys.trading_summary(image.uid),
-    )
-
-
 class UserCreated(Event[UserView], name="user.created", key=("uid",)):
     """A user was registered."""
-
-    @classmethod
-    def keys_of(cls, image: UserView) -> Iterable[str]:
-        return _keys(image)
 
 
 class UserUpdated(Event[UserView], name="user.updated", key=("uid",)):
     """What is known of a user changed."""
 
-    @classmethod
-    def keys_of(cls, image: UserView) -> Iterable[str]:
-        return _keys(image)
-
 
 class UserPasswordChanged(Event[UserRef], name="user.password_changed", key=("uid",)):
     """A user has another password; sessions that were opened with the old one should end."""
 
-    @classmethod
-    def keys_of(cls, image: UserRef) -> Iterable[str]:
-        return (cache_keys.user(image.uid), cache_keys.trading_summary(image.uid))
-
 
 class UserDeleted(Event[UserView], name="user.deleted", key=("uid",)):
     """A user is gone, with orders and trades; accounts and bots, and what is theirs, have events of their own."""
-
-    @classmethod
-    def keys_of(cls, image: UserView) -> Iterable[str]:
-        return (*_keys(image), cache_keys.exchanges_of_user(image.uid), cache_keys.bots_of_user(image.uid))

@@ -73,7 +73,8 @@ class Service:
             namespace=settings.cache_namespace,
             certificate=self._invalidator.certificate,
             ttl=settings.cache_ttl,
-            count=lambda result: CACHE_REQUESTS.labels(result=result).inc(),
+            timeout=settings.cache_timeout,
+            count=lambda _, result: CACHE_REQUESTS.labels(result=result).inc(),
         )
         self._publisher = Publisher(settings)
         self._relay = Relay(sessions, self._publisher, settings)

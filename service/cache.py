@@ -56,8 +56,6 @@ _KEYS_OF_EXCHANGE_METHODS: Final[Mapping[str, Key]] = {
     "get_exchange_catalog": cache_keys.exchange_catalog,
     "get_active_exchanges": cache_keys.active_exchanges,
 }
-_QUERY_SECONDS: Final = 60.0
-"""How long the answer of a method of one's own is kept: no event tells what makes it stale."""
 
 _TO_REMOVE: Final = "keys_to_remove"
 _BROKEN: Final = (RedisError, OSError, TimeoutError)
@@ -89,7 +87,8 @@ class CacheManager:
             namespace=self.settings.cache_namespace,
             certificate=self.certificate.current,
             ttl=self.settings.cache_ttl,
-            count=lambda result: CACHE_REQUESTS.labels(result=result).inc(),
+            timeout=self.settings.cache_timeout,
+            count=lambda _, result: CACHE_REQUESTS.labels(result=result).inc(),
         )
 
     async def close(self) -> None:
@@ -141,9 +140,8 @@ class CacheManager:
                     bound.arguments["self"] = reader
                     return adapter.dump_json(adapter.validate_python(await method(*bound.args, **bound.kwargs)))
 
-            ttl = None if name in keys else _QUERY_SECONDS
             await self.certificate.look_if_due()
-            value = adapter.validate_json(await self.values.get(key, load, ttl=ttl))
+            value = adapter.validate_json(await self.values.get(key, load) or b"null")
             result: R = _as_models(value) if has_models else value
             return result
 

@@ -74,6 +74,12 @@ async def what_a_power_cut_would_take(engine: AsyncEngine) -> list[str]:
     return [f"{name} = {value}" for name, value in values.items() if value == "off"]
 
 
+async def current_snapshot(session: AsyncSession) -> str:
+    """Which commits the session sees, and all that it reads from now on in this transaction."""
+    snapshot: str = (await session.execute(text("SELECT CAST(pg_current_snapshot() AS text)"))).scalar_one()
+    return snapshot
+
+
 def build_session_maker(engine: AsyncEngine, vault: Vault | None = None, redis: Redis | None = None) -> SessionMaker:
     """Sessions whose objects stay readable after the commit; nothing is loaded behind one's back.
 

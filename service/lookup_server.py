@@ -16,10 +16,10 @@ from prometheus_client import Counter, Histogram
 from contracts.amqp import BROKEN_LINK, lost_links_as_errors
 from contracts.base import LOOKUP_TYPES, ErrorBody, Lookup, Reply, answer_adapter
 from contracts.errors import ErrorCode, Refusal
-from contracts.leased_cache import LeasedCache
+from contracts.leased_cache import LeasedCache, Loaded
 from contracts.topology import AFTER_HEADER, FRESH_HEADER
 from service.consumers import read_delivery
-from service.database import SessionMaker
+from service.database import SessionMaker, current_snapshot
 from service.errors import is_transient, refusal_for
 from service.lookups import ANSWERS
 from service.observability import LOOKUP_SECONDS, LOOKUPS_ANSWERED
@@ -33,6 +33,7 @@ log = structlog.get_logger()
 
 _AT_ONCE: Final = 100
 """Lookups that may be at the database at the same time; more would only wait for its connections."""
+_NOTHING: Final = b"null"
 _TOKEN: Final = re.compile(r"[0-9]{1,20}").fullmatch
 _OPEN_AT_MOST: Final = 1_000
 """Lookups that may be taken before some of them are answered."""
@@ -112,7 +113,7 @@ class LookupServer:
         cached = await self._cache.cached([key for key in keys if key is not None])
         answers = []
         for each, key in zip(asked, keys, strict=True):
-            data = None if key is None else cached.get(key)
+            data = None if key is None or key not in cached else cached[key] or _NOTHING
             if data is None:
                 answering = asyncio.create_task(self._answer_alone(each))
                 self._open.add(answering)
@@ -150,7 +151,7 @@ class LookupServer:
             lookup = self._read(asked)
             await self._judge_sender(received, lookup)
             after = _token(received)
-            data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True or after is not None)
+            data = await self.answer(lookup, fresh=received.headers.get(FRESH_HEADER) is True, after=after)
         except Exception as error:  # noqa: BLE001 - every question gets an answer
             refusal = _refusal(received, error)
             LOOKUPS_ANSWERED.labels(lookup=asked.name, outcome=refusal.code.value).inc()
@@ -186,26 +187,32 @@ class LookupServer:
         if refusal is not None:
             raise refusal
 
-    async def answer(self, lookup: Lookup[Any], *, fresh: bool = False) -> bytes:
-        """The answer as JSON; a ``fresh`` one is never older than the question."""
+    async def answer(self, lookup: Lookup[Any], *, fresh: bool = False, after: str | None = None) -> bytes:
+        """The answer as JSON. A ``fresh`` one is never older than the question, one ``after`` a commit shows it."""
         answer = self._answers[type(lookup)]
         if answer.source is not None and answer.derive is not None:
             source = answer.source(lookup)
-            value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh))
+            value = answer_adapter(type(source)).validate_json(await self.answer(source, fresh=fresh, after=after))
             derived = answer.derive(value)
-            return await self.answer(derived, fresh=fresh) if isinstance(derived, Lookup) else _dump(lookup, derived)
+            if isinstance(derived, Lookup):
+                return await self.answer(derived, fresh=fresh, after=after)
+            return _dump(lookup, derived)
         key = answer.key(lookup) if answer.key is not None else None
         if key is None or fresh:
-            return await self._load(lookup, answer)
-        return await self._cache.get(key, lambda: self._load(lookup, answer), ttl=answer.ttl)
+            data = (await self._load(lookup, answer)).value
+        else:
+            data = await self._cache.get(key, lambda: self._load(lookup, answer, is_cached=True), after=after)
+        return _NOTHING if data is None else data
 
-    async def _load(self, lookup: Lookup[Any], answer: Answer) -> bytes:
+    async def _load(self, lookup: Lookup[Any], answer: Answer, *, is_cached: bool = False) -> Loaded:
         assert answer.load is not None  # noqa: S101 - what is not derived is loaded
         async with self._loading, self._sessions() as session:
             # A transaction of its own, begun now: what it reads is not older than the question.
             if answer.connects:
                 await session.connection(execution_options={"postgresql_readonly": True})
-            return _dump(lookup, await answer.load(lookup, UnitOfWork(session)))
+            snapshot = await current_snapshot(session) if is_cached else ""
+            found = await answer.load(lookup, UnitOfWork(session))
+            return Loaded(None if found is None else _dump(lookup, found), snapshot)
 
 
 def _token(received: Received) -> str | None:

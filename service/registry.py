@@ -47,14 +47,12 @@ class Handler:
 class Answer:
     """How a lookup is answered: by ``load``, kept in the cache under ``key`` where it gives one.
 
-    It is kept for ``ttl`` seconds, or as long as the cache keeps anything. A derived lookup is answered from the
-    answer of another one, ``source``, and shares its cache entry. Where ``derive`` gives a lookup, that one is asked
-    next and its answer is the answer.
+    A derived lookup is answered from the answer of another one, ``source``, and shares its cache entry. Where
+    ``derive`` gives a lookup, that one is asked next and its answer is the answer.
     """
 
     load: One | None = None
     key: Callable[[Any], str | None] | None = None
-    ttl: float | None = None
     source: Callable[[Any], Lookup[Any]] | None = None
     derive: Callable[[Any], Any] | None = None
     connects: bool = True
@@ -118,18 +116,16 @@ class LookupTable:
         lookup: type[Lookup[R]],
         *,
         cached_under: Callable[[Any], str | None] | None = None,
-        ttl: float | None = None,
         connects: bool = True,
     ) -> Callable[[Callable[[Any, UnitOfWork], Awaitable[R]]], Callable[[Any, UnitOfWork], Awaitable[R]]]:
-        """Register a plain function that answers ``lookup``, under which key its answer may be cached, and how long.
+        """Register a plain function that answers ``lookup``, and under which key its answer may be cached.
 
-        ``ttl`` is in seconds; without one an answer is kept until an event names its key. A key of None is for a
-        question whose answer is not cached. A function that ``connects`` is called within a transaction; another one
-        is given a session that has not looked yet whether there is a database.
+        A key of None is for a question whose answer is not cached. A function that ``connects`` is called within a
+        transaction; another one is given a session that has not looked yet whether there is a database.
         """
 
         def register(load: Callable[[Any, UnitOfWork], Awaitable[R]]) -> Callable[[Any, UnitOfWork], Awaitable[R]]:
-            self._add(lookup, Answer(load=load, key=cached_under, ttl=ttl, connects=connects))
+            self._add(lookup, Answer(load=load, key=cached_under, connects=connects))
             return load
 
         return register

@@ -9,7 +9,7 @@ from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts import ErrorBody, Lookup
-from contracts.base import EVENT_TYPES, Command, decode
+from contracts.base import EVENT_TYPES, Change, Command, decode
 from service.database import SessionMaker
 from service.executor import Executor
 from service.models import OutboxEvent
@@ -46,12 +46,11 @@ async def announced(sessions: SessionMaker, kind: str) -> list[OutboxEvent]:
 async def events(sessions: SessionMaker, kind: str) -> list[dict[str, Any]]:
     """All changes of one kind that wait in the outbox, in order, each with the stale keys of its own images."""
     rows = await announced(sessions, kind)
-    view = EVENT_TYPES[kind].view_type()
+    event_type = EVENT_TYPES[kind]
     changes = []
     for row in rows:
         for change in json.loads(row.changes):
-            images = [view.model_validate(change[side]) for side in ("before", "after") if change[side] is not None]
-            keys = {key for image in images for key in EVENT_TYPES[kind].keys_of(image)}
+            keys = set(event_type.stale_keys_of([Change[event_type.view_type()].model_validate(change)]))  # type: ignore[misc]
             assert keys <= set(row.stale_keys)
             changes.append({**change, "stale_keys": keys})
     return changes

@@ -56,7 +56,9 @@ class Symbols:
         self._cat_ex_id = cat_ex_id
         self.reads: Counter[str] = Counter()
         """Reads so far: ``hit``, ``miss`` or ``bypass``."""
-        self._cache = LeasedCache(redis, namespace=namespace, count=lambda result: self.reads.update([result]))
+        self._cache = LeasedCache(
+            redis, namespace=namespace, timeout=2, count=lambda _, result: self.reads.update([result])
+        )
 
     async def symbol(self, symbol: str) -> SymbolView:
         """A symbol of this exchange."""
@@ -97,7 +99,7 @@ class Symbols:
             # The service answers from its own cache, which may hear of a change later than this one does.
             return adapter.dump_json(await self._client.lookup(lookup, fresh=True))
 
-        return adapter.validate_json(await self._cache.get(key, load))
+        return adapter.validate_json(await self._cache.get(key, load) or b"null")
 
 
 async def main(namespace: str, cat_ex_id: int) -> None:

@@ -14,7 +14,7 @@ from contracts import topology
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES, Command, Event
 from contracts.heartbeat import Heartbeat
 from service.asyncapi import html, prose
-from service.asyncapi.examples import example, example_of_event, stale_key_templates
+from service.asyncapi.examples import example, example_of_event
 from service.asyncapi.schemas import Schema, one_line, reply_name, schemas_of
 from service.received import SCHEMA_VERSION, KindOfRequest
 
@@ -145,7 +145,7 @@ def _event_message(event: type[Event[Any]], schemas: dict[str, Schema]) -> Schem
     return {
         **_message(event, "Event"),
         "examples": [{"payload": example_of_event(event, schemas)}],
-        "x-stale-keys": stale_key_templates(event),
+        "x-stale-keys": event.stale_key_templates(),
     }
 
 

@@ -1,6 +1,6 @@
 """Examples of the messages, made from their schemas."""
 
-from typing import Any, Final, get_origin
+from typing import Any, Final
 
 from contracts.base import Change, Event
 
@@ -160,13 +160,3 @@ def example_of_event(event: type[Event[Any]], schemas: dict[str, Schema]) -> Any
         "stale_keys": event.stale_keys_of([change]),
     }
     return event.model_validate(fields).model_dump(mode="json")
-
-
-def stale_key_templates(event: type[Event[Any]]) -> list[str]:
-    """The logical cache keys that an event makes stale, with the view's fields in braces."""
-    view = event.view_type()
-    # Braces would be escaped in a key, so they come in afterwards.
-    named = {name: f"<{name}>" for name in view.model_fields}
-    lists = {name: [f"<{name}>"] for name, field in view.model_fields.items() if get_origin(field.annotation) is list}
-    image = view.model_construct(**{**named, **lists})
-    return [key.replace("<", "{").replace(">", "}") for key in event.keys_of(image)]

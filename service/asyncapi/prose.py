@@ -72,8 +72,8 @@ DESCRIPTION: Final = inspect.cleandoc(f"""
     - An event may come twice: `event_id` tells. `sequence` counts the events of one type without gaps, and a
       change's `version` the changes of its row; an older version than the one you have is to be ignored.
     - Drop the `stale_keys` from your cache. They are logical keys such as those under `x-stale-keys`; in their
-      parameters `%`, `:`, `{{` and `}}` are percent-encoded. Read no more of an event than you need, and let fields
-      that you do not know pass.
+      parameters `%`, `:`, `{{`, `}}` and `*` are percent-encoded. Where a part is `*`, as in `exchange:params:*`, all
+      keys of that kind are stale. Read no more of an event than you need, and let fields that you do not know pass.
     - Who must know that no event is late or lost binds the same queue to `{HEARTBEATS.name}` too. A heartbeat comes
       behind the events it speaks of; a cache that has not seen one with a fresh `as_of` may be stale.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from contracts import cache_keys
+from contracts.base import Change, Event, V
 from contracts.bot import BotDeleted, BotExchangeRemoved, BotExchangeView, BotView
 from contracts.cache import CacheInvalidated, InvalidateCache, Invalidated, InvalidationView
 from contracts.errors import ErrorCode, Refusal
@@ -46,7 +47,7 @@ async def _keys_of_catalog(cat_ex_id: int, work: UnitOfWork) -> Iterable[str]:
         cache_keys.exchange_catalog(),
         cache_keys.symbols_of_exchange(cat_ex_id),
         cache_keys.all_symbols(),
-        *(key for symbol in symbols for key in SymbolDeleted.keys_of(symbol)),
+        *_keys_of(SymbolDeleted, symbols),
     )
 
 
@@ -60,8 +61,12 @@ async def _keys_of_user(uid: int, work: UnitOfWork) -> Iterable[str]:
     links = [BotExchangeView.model_validate(link) for bot in details for link in bot.bot_exchanges]
     # Whatever would go stale if all of it were deleted.
     return (
-        *UserDeleted.keys_of(UserView.model_validate(user)),
-        *(key for account in accounts for key in ExchangeDeleted.keys_of(account)),
-        *(key for bot in bots for key in BotDeleted.keys_of(BotView.model_validate(bot))),
-        *(key for link in links for key in BotExchangeRemoved.keys_of(link)),
+        *_keys_of(UserDeleted, [UserView.model_validate(user)]),
+        *_keys_of(ExchangeDeleted, accounts),
+        *_keys_of(BotDeleted, [BotView.model_validate(bot) for bot in bots]),
+        *_keys_of(BotExchangeRemoved, links),
     )
+
+
+def _keys_of(event: type[Event[V]], images: Iterable[V]) -> list[str]:
+    return event.stale_keys_of(Change(key={}, version=0, before=image) for image in images)

@@ -42,7 +42,13 @@ async def scheduler(settings: LibrarySettings) -> AsyncIterator[Scheduler]:
     engine = build_engine(settings.model_copy(update=own), application_name="persistence-jobs")
     redis = connect(settings.redis_url.get_secret_value(), timeout=_REDIS_SECONDS)
     watch = CertificateWatch(redis, namespace=settings.cache_namespace)
-    cache = LeasedCache(redis, namespace=settings.cache_namespace, certificate=watch.current, ttl=settings.cache_ttl)
+    cache = LeasedCache(
+        redis,
+        namespace=settings.cache_namespace,
+        certificate=watch.current,
+        ttl=settings.cache_ttl,
+        timeout=_REDIS_SECONDS,
+    )
     watching = asyncio.create_task(watch.run(), name="jobs watch the certificate")
     try:
         yield Scheduler(build_session_maker(engine), jobs(settings, cache))

@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import select
 
 from contracts.base import Lookup, answer_adapter
-from contracts.leased_cache import LeasedCache
+from contracts.leased_cache import LeasedCache, Loaded
 from contracts.symbol import GetDecimals, GetSymbol, GetSymbolById, GetSymbolsByExchange, SymbolView
-from service.database import SessionMaker
+from service.database import SessionMaker, current_snapshot
 from service.jobs.scheduler import Run
 from service.lookups import ANSWERS
 from service.models import Exchange, Symbol
@@ -37,10 +37,12 @@ async def warm_catalog(sessions: SessionMaker, cache: LeasedCache, cat_ex_id: in
             await session.execute(select(Symbol.id, Symbol.symbol).where(Symbol.exchange_id == cat_ex_id))
         ).all()
 
-    async def load() -> dict[str, bytes]:
+    async def load(_: Sequence[str]) -> dict[str, Loaded]:
         async with sessions() as session:
+            snapshot = await current_snapshot(session)
             symbols = await SymbolRepository(session).get_by_exchange_id(cat_ex_id)
-        return _answers(cat_ex_id, [SymbolView.model_validate(symbol) for symbol in symbols])
+        answers = _answers(cat_ex_id, [SymbolView.model_validate(symbol) for symbol in symbols])
+        return {key: Loaded(answer, snapshot) for key, answer in answers.items()}
 
     questions = [
         GetSymbolsByExchange(cat_ex_id=cat_ex_id),

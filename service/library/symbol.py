@@ -54,7 +54,7 @@ async def bulk_create_symbols(symbols_data: Sequence[Mapping[str, Any]]) -> dict
 async def warm_symbol_cache(exchange_id: int) -> int:
     """Cache the list of a catalog exchange and each of its symbols; gives the number of symbols.
 
-    Two statements and a few round trips to Redis for any number of them.
+    A few statements and a few round trips to Redis for any number of them.
     """
     # Not sessions of `get_async_session`, which would ask the cache.
     filled = await warm_catalog(build_session_maker(get_engine()), cache_manager.values, exchange_id)

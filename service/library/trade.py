@@ -13,8 +13,6 @@ from service.cursor import next_after
 from service.database import get_async_session
 from service.repositories import TradeRepository
 
-_SUMMARY_SECONDS = 3_600
-
 
 async def get_trades_paginated(
     user_id: int, page: int = 1, page_size: int = 100, *, cursor: str | None = None
@@ -58,13 +56,13 @@ async def get_user_trading_summary(uid: int) -> dict[str, Any] | None:
     `Decimal`; the rest is ready for ``json.dumps``.
     """
 
-    async def load() -> bytes:
+    async def load() -> bytes | None:
         async with get_async_session() as session:
             found = await TradeRepository(session).get_user_trading_summary(uid)
-        return b"null" if found is None else UserTradingSummary.model_validate(found).model_dump_json().encode()
+        return None if found is None else UserTradingSummary.model_validate(found).model_dump_json().encode()
 
-    value = await cache_manager.values.get(cache_keys.trading_summary(uid), load, ttl=_SUMMARY_SECONDS)
-    if value == b"null":
+    value = await cache_manager.values.get(cache_keys.trading_summary(uid), load)
+    if value is None:
         return None
     summary = UserTradingSummary.model_validate_json(value)
     return {

@@ -89,7 +89,7 @@ async def get_trade_stats(lookup: GetTradeStats, reads: UnitOfWork) -> BotTradeS
 
 
 # No event of trades names this key: it would be dropped with every trade, and never be a hit.
-@lookups.answers(GetUserTradingSummary, cached_under=lambda lookup: cache_keys.trading_summary(lookup.uid), ttl=3_600)
+@lookups.answers(GetUserTradingSummary, cached_under=lambda lookup: cache_keys.trading_summary(lookup.uid))
 async def get_user_trading_summary(lookup: GetUserTradingSummary, reads: UnitOfWork) -> UserTradingSummary | None:
     summary = await reads.trades.get_user_trading_summary(lookup.uid)
     return None if summary is None else UserTradingSummary.model_validate(summary)

@@ -33,7 +33,7 @@ class Source:
 
 
 async def test_without_a_certificate_every_read_goes_to_the_source(redis: Redis) -> None:
-    cache, source = LeasedCache(redis, namespace="test", certificate=lambda: None), Source()
+    cache, source = LeasedCache(redis, namespace="test", timeout=2, certificate=lambda: None), Source()
 
     assert [await cache.get("a", source) for _ in range(3)] == [b"1", b"2", b"3"]
     assert await redis.dbsize() == 0
@@ -41,7 +41,7 @@ async def test_without_a_certificate_every_read_goes_to_the_source(redis: Redis)
 
 async def test_another_epoch_holds_other_values(redis: Redis) -> None:
     current = certificate(1)
-    cache, source = LeasedCache(redis, namespace="test", certificate=lambda: current), Source()
+    cache, source = LeasedCache(redis, namespace="test", timeout=2, certificate=lambda: current), Source()
     assert [await cache.get("a", source) for _ in range(2)] == [b"1", b"1"]
     assert await redis.exists(name_of("test", "a", current))
 

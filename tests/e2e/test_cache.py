@@ -21,6 +21,7 @@ from contracts import (
     UpdateSymbol,
     cache_keys,
 )
+from contracts.cache_entry import Entry
 from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.client import PersistenceClient
 from contracts.invalidator import CacheInvalidator
@@ -71,7 +72,9 @@ class TestALookup:
         self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
     ) -> None:
         first = await client.lookup(by_name(desk))
-        assert json.loads(await cached(redis, key(desk)) or b"null")["symbol_id"] == desk.symbol.symbol_id
+        entry = await cached(redis, key(desk))
+        assert entry is not None
+        assert json.loads(entry.value or b"null")["symbol_id"] == desk.symbol.symbol_id
         before = await reads(shared, "hit")
 
         second = await client.lookup(by_name(desk))
@@ -121,10 +124,10 @@ class TestALookup:
         absent = GetSymbol(symbol="ADA/ETH", cat_ex_id=desk.catalog.cat_ex_id)
         exists = SymbolExists(symbol=absent.symbol, cat_ex_id=absent.cat_ex_id)
         assert await client.lookup(absent) is None
-        assert await cached(redis, cache_keys.symbol(absent.symbol, absent.cat_ex_id)) == b"null"
-        before = await reads(shared, "hit")
+        assert await is_absent(redis, cache_keys.symbol(absent.symbol, absent.cat_ex_id))
+        before = await reads(shared, "absent")
         assert await client.lookup(exists) is False
-        assert await reads(shared, "hit") == before + 1
+        assert await reads(shared, "absent") == before + 1
 
         added = await client.call(AddSymbol(symbol=absent.symbol, cat_ex_id=absent.cat_ex_id))
 
@@ -138,7 +141,7 @@ class TestALookup:
         old, new = by_name(desk), GetSymbol(symbol="XRP2/ETH", cat_ex_id=desk.catalog.cat_ex_id)
         assert await client.lookup(old) == desk.symbol
         assert await client.lookup(new) is None
-        assert await cached(redis, cache_keys.symbol(new.symbol, new.cat_ex_id)) == b"null"
+        assert await is_absent(redis, cache_keys.symbol(new.symbol, new.cat_ex_id))
 
         renamed = await client.call(change(desk, symbol=new.symbol))
 
@@ -202,7 +205,6 @@ class TestAnInvalidator:
             key(desk),
             cache_keys.symbol("RENAMED", catalog),
             cache_keys.symbols_of_exchange(catalog),
-            cache_keys.symbol_decimals(desk.symbol.symbol_id),
             cache_keys.symbol_by_id(desk.symbol.symbol_id),
             cache_keys.all_symbols(),
         }
@@ -210,6 +212,7 @@ class TestAnInvalidator:
             cache_keys.symbol("ADA/ETH", catalog),
             cache_keys.symbol(desk.symbol.symbol, catalog + 1),
             cache_keys.symbols_of_exchange(catalog + 1),
+            cache_keys.symbol_decimals(desk.symbol.symbol_id),  # the name changed, and the decimals did not
             cache_keys.symbol_decimals(desk.symbol.symbol_id + 1),
             cache_keys.bot_details(desk.bot.bot_id),
         }
@@ -253,7 +256,7 @@ class TestAReaderThatIsOvertaken:
     async def test_leaves_nothing_old_behind(
         self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
     ) -> None:
-        cache = LeasedCache(redis, namespace="race")
+        cache = LeasedCache(redis, namespace="race", timeout=2)
         loads: list[bytes] = []
         loaded, go_on = asyncio.Event(), asyncio.Event()
 
@@ -286,7 +289,7 @@ class TestAReaderThatIsOvertaken:
     async def test_who_went_around_the_cache_reads_nothing_older_from_it_later(
         self, shared: SharedService, redis: Redis, desk: Desk
     ) -> None:
-        cache = LeasedCache(redis, namespace="race")
+        cache = LeasedCache(redis, namespace="race", timeout=2)
 
         async def load(value: bytes) -> bytes:
             return value
@@ -299,7 +302,7 @@ class TestAReaderThatIsOvertaken:
     async def test_is_not_waited_for_by_another_reader_after_the_change(
         self, shared: SharedService, client: PersistenceClient, redis: Redis, desk: Desk
     ) -> None:
-        cache = LeasedCache(redis, namespace="race")
+        cache = LeasedCache(redis, namespace="race", timeout=2)
         loaded, go_on = asyncio.Event(), asyncio.Event()
 
         async def old() -> bytes:
@@ -320,13 +323,19 @@ class TestAReaderThatIsOvertaken:
         assert await cache.get(key(desk), old) == b"new"
 
 
-async def cached(redis: Redis, logical: str) -> bytes | None:
-    """The value that the service keeps under a key, without the mark before it."""
+async def cached(redis: Redis, logical: str) -> Entry | None:
+    """What the service keeps under a key."""
     certificate = await redis.get(name_of_certificate(NAMESPACE))
     assert certificate is not None
-    held = await redis.get(name_of(NAMESPACE, logical, Certificate.model_validate_json(certificate)))
-    assert not isinstance(held, str)
-    return None if held is None else bytes(held[17:])
+    name = name_of(NAMESPACE, logical, Certificate.model_validate_json(certificate))
+    held: bytes | None = await redis.get(name)  # type: ignore[assignment]
+    return None if held is None else Entry(held)
+
+
+async def is_absent(redis: Redis, logical: str) -> bool:
+    """Whether the service keeps under a key that there is nothing."""
+    entry = await cached(redis, logical)
+    return entry is not None and entry.is_absent
 
 
 async def present(redis: Redis, namespace: str, names: set[str]) -> set[str]:

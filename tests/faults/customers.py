@@ -299,7 +299,7 @@ async def run(plan: Plan) -> None:
         if delay:
             await leased.invalidate([key])  # as if it had been evicted
         value = await leased.get(key, load)
-        return SymbolView.model_validate_json(value).row_version
+        return SymbolView.model_validate_json(value or b"null").row_version
 
     bots = [Bot(number, desk, ledger, plan, client) for number, desk in enumerate(plan.desks)]
     # One is always slow to load what the others read.

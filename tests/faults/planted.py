@@ -171,8 +171,8 @@ BUGS: Final[Mapping[str, Bug]] = {
     "caches without a lease": _bug(
         "contracts.leased_cache",
         (
-            "        stored = await self._swap(keys=[name], args=[lease, _VALUE + nonce + value, ttl])\n",
-            "        stored = await self._redis.set(name, _VALUE + nonce + value, px=ttl)\n",
+            "is_stored = await self._store.swap(name, lease, entry.held, self._ttl_ms(key, entry))",
+            "is_stored = await self._store._redis.set(name, entry.held, px=self._ttl_ms(key, entry))",
         ),
         found_by="I8",
         side="customers",

@@ -13,6 +13,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from contracts import SymbolView, cache_keys
+from contracts.cache_entry import LEASE, Entry
 from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.topology import QUEUES
 from tests.faults.checker import Evidence, Fault
@@ -23,7 +24,6 @@ from tests.faults.world import World
 
 _RECOVERY_SECONDS: Final = 30.0
 _SETTLE_SECONDS: Final = 40.0
-_VALUE_PREFIX_BYTES: Final = 17
 
 Tell = Callable[[str], None]
 
@@ -143,9 +143,9 @@ class Run:
             epochs = Certificate.model_validate_json(certificate)
             for desk in self.world.desks:
                 name = name_of("persistence", cache_keys.symbol(desk.symbol, desk.cat_ex_id), epochs)
-                held = await redis.get(name)
-                if held is not None and held[:1] == b"\x01":
-                    view = SymbolView.model_validate_json(held[_VALUE_PREFIX_BYTES:])
+                held: bytes | None = await redis.get(name)  # type: ignore[assignment]
+                if held is not None and held[0] != LEASE and (value := Entry(held).value) is not None:
+                    view = SymbolView.model_validate_json(value)
                     versions[view.symbol_id] = view.row_version
         return versions
 

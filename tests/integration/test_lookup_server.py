@@ -32,7 +32,7 @@ class Counting(LeasedCache):
 
     asked: list[int]
 
-    async def cached(self, keys: Sequence[str]) -> dict[str, bytes]:
+    async def cached(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         self.asked.append(len(keys))
         return await super().cached(keys)
 

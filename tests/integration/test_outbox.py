@@ -114,11 +114,10 @@ class TestEvent:
         assert updated.changed == ["symbol", "row_version"]
         assert event.stale_keys == [
             f"symbol:A/B:{cat_ex_id}",
+            f"symbol:A/C:{cat_ex_id}",
             f"symbols:exchange:{cat_ex_id}",
-            f"symbol:decimals:{symbol.id}",
             f"symbol:by_id:{symbol.id}",
             "symbols:all",
-            f"symbol:A/C:{cat_ex_id}",
         ]
 
     async def test_is_not_made_by_a_change_that_changes_nothing(self, sessions: SessionMaker) -> None:

@@ -417,7 +417,7 @@ class TestSummary:
     ) -> None:
         lookup = GetUserTradingSummary(uid=desk.user.uid)
         async with connect(redis_url, timeout=2) as redis:
-            server = LookupServer(sessions, LeasedCache(redis, namespace="test"), publisher=None)  # type: ignore[arg-type]
+            server = LookupServer(sessions, LeasedCache(redis, namespace="test", timeout=2), publisher=None)  # type: ignore[arg-type]
             first = await server.answer(lookup)
             await direct.call(desk.trade())
             second = await server.answer(lookup)

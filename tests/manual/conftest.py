@@ -263,7 +263,7 @@ async def desk(direct: Direct) -> Desk:
 def relied_on_cache(redis: Redis) -> LeasedCache:
     """A cache that is used, as it is beside a service that keeps it fresh."""
     ttl, count = LibrarySettings.read().cache_ttl, cache_manager.values._count
-    return LeasedCache(redis, namespace="persistence", ttl=ttl, count=count)
+    return LeasedCache(redis, namespace="persistence", timeout=2, ttl=ttl, count=count)
 
 
 @pytest.fixture
