@@ -8,13 +8,13 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LinkError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from contracts.cache_entry import HEAD_BYTES
 
 T = TypeVar("T")
 
-_BROKEN: Final = (RedisError, OSError, TimeoutError)
+_BROKEN: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 _ERRORS: Final = 5
 _REST_SECONDS: Final = 1.0
 _KEYS_PER_STEP: Final = 500

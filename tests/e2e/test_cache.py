@@ -317,7 +317,7 @@ class TestAReaderThatIsOvertaken:
         await loaded.wait()
         await cache.invalidate([key(desk)])
 
-        assert await asyncio.wait_for(cache.get(key(desk), new), 1) == b"new"
+        assert await asyncio.wait_for(cache.get(key(desk), new), 10) == b"new"
         go_on.set()
         await overtaken
         assert await cache.get(key(desk), old) == b"new"
