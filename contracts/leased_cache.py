@@ -22,7 +22,7 @@ from redis.asyncio import Redis, RedisCluster
 from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease
 from contracts.cache_store import Away, Store, connect
 from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
-from contracts.key_spec import spec_of
+from contracts.key_spec import ANY, spec_of
 from contracts.loads import Loads
 
 __all__ = ["Away", "LeasedCache", "Load", "LoadMany", "Loaded", "connect"]
@@ -192,13 +192,20 @@ class LeasedCache:
         return (await self._around(key, load, ask=self._store.may_be_asked())).value
 
     async def invalidate(self, keys: Iterable[str]) -> None:
-        """Remove values and leases; raises RedisError if it is not certain that they are gone."""
+        """Remove values and leases; raises RedisError if it is not certain that they are gone.
+
+        That is so without a certificate, which tells the names, and for whole kinds of keys (``exchange:params:*``),
+        which only who writes the certificate can leave behind.
+        """
+        wanted = list(keys)
         certificate = self._current()
         known = certificate or self._last
         if known is not None:
-            await self._store.unlink([self._name(key, known) for key in keys])
+            await self._store.unlink([self._name(key, known) for key in wanted])
         if certificate is None:
             raise Away("without a certificate it is not known by which names the keys are cached")
+        if kinds := [key for key in wanted if ANY in key]:
+            raise Away(f"all keys of a kind cannot be removed here: {', '.join(kinds)}")
 
     async def _read(self, key: str, load: Load, after: str | None) -> Entry:
         certificate = self._current()

@@ -187,6 +187,13 @@ class TestAnInvalidation:
         with pytest.raises(leased_cache.Away, match="certificate"):
             await cache.invalidate(["a"])
 
+    async def test_cannot_be_of_a_whole_kind(self, cache: LeasedCache, source: Source) -> None:
+        await cache.get("a", source)
+
+        with pytest.raises(leased_cache.Away, match="all keys of a kind"):
+            await cache.invalidate(["a", _LARGE.pattern])
+        assert await cache.cached(["a"]) == {}
+
 
 async def test_a_value_past_its_soft_expiry_is_given_at_once_and_loaded_anew(
     cache: LeasedCache, counted: Counted, source: Source
