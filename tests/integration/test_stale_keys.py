@@ -1,6 +1,7 @@
 """Whatever is written, its events name every cached answer that is another one now."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +32,7 @@ from contracts import (
 )
 from contracts.base import COMMAND_TYPES, Lookup, answer_adapter
 from contracts.client import new_message_id
+from contracts.key_spec import spec_of
 from service.database import SessionMaker
 from service.executor import Executor
 from service.lookups import ANSWERS
@@ -51,6 +53,7 @@ from service.vault import Vault
 from tests.builders import Direct, received, sealed, with_credentials
 from tests.cases import HASH, STORE_NOTHING, Scene, a_scene, commands
 from tests.fresh import taken_back
+from tests.observe import statements
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -349,3 +352,47 @@ async def test_every_good_write_names_what_it_changes(engine: AsyncEngine, scene
         *("record_dry_trade", "record_ticks", "record_trade", "record_trades", "save_bot_log", "save_bot_logs"),
         *("save_simulation", "update_order_status", "upsert_balances", "upsert_positions"),
     }
+
+
+# Which events tell of a change of a row in each table that a cached answer is made of.
+_EVENTS_OF: Final[Mapping[str, frozenset[str]]] = {
+    "users": frozenset({"user.created", "user.updated", "user.deleted"}),
+    "bots": frozenset({"bot.created", "bot.updated", "bot.deleted"}),
+    "bot_exchanges": frozenset({"bot.exchange_added", "bot.exchange_removed"}),
+    "strategies": frozenset({"bot.strategy_changed"}),
+    "strategy_params": frozenset({"bot.strategy_changed"}),
+    "feeds": frozenset({"bot.feeds_changed"}),
+    "cat_strategies": frozenset({"strategy.catalog_changed"}),
+    "cat_strategy_params": frozenset({"strategy.catalog_changed"}),
+    "exchanges": frozenset({"exchange.created", "exchange.updated", "exchange.deleted"}),
+    "exchange_params": frozenset({"exchange.params_changed"}),
+    "cat_exchange_params": frozenset({"exchange.params_changed"}),
+    "cat_exchanges": frozenset({"catalog.exchange_installed"}),
+    "symbols": frozenset({"symbol.created", "symbol.updated", "symbol.deleted", "symbols.changed"}),
+}
+_TABLES: Final = re.compile(r"\b(?:FROM|JOIN)\s+(?:LATERAL\s+)?([a-z_]+)", re.IGNORECASE)
+
+
+async def test_what_is_cached_names_the_events_of_every_table_it_is_made_of(
+    engine: AsyncEngine, sessions: SessionMaker, scene: Scene
+) -> None:
+    unnamed = set()
+    async with sessions() as session:
+        known = await what_is_known(session)
+        for kind, questions in CACHED.items():
+            entry = ANSWERS[kind]
+            assert entry.key is not None
+            assert entry.load is not None
+            for lookup in questions(known):
+                spec = spec_of(entry.key(lookup) or "")
+                named = frozenset(event for on in spec.stale_on for event in on.events)
+                with statements(engine) as sent:
+                    await entry.load(lookup, UnitOfWork(session))
+                tables = {table for statement in sent for table in _TABLES.findall(statement)}
+                if kind is GetUserTradingSummary:
+                    tables -= {"trades", "trade_totals"}  # an hour old at most
+                for table in tables:
+                    if not (_EVENTS_OF.get(table) or {"none is known"}) <= named:
+                        unnamed.add((spec.template, table))
+
+    assert unnamed == set()
