@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from threading import Timer
 from typing import Any, Final
 
@@ -38,7 +39,8 @@ from service.vault import Vault
 log = structlog.get_logger()
 
 _LOOKUP_PREFETCH = 500
-_SECONDS_TO_END: Final = 5.0
+_SECONDS_TO_SUBSCRIBE: Final = 15.0
+_SECONDS_TO_CLOSE: Final = 10.0
 
 # Events of everything that lookups cache; those of orders, trades and logs are many and make nothing stale.
 _CACHED_ENTITIES = ("bot.#", "catalog.#", "exchange.#", "strategy.#", "symbol.#", "symbols.#", "user.#")
@@ -51,8 +53,10 @@ class StartError(Exception):
 class Service:
     """One instance of the service. `run` is its whole life."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, ending: Callable[[], None] = lambda: None) -> None:
+        """``ending`` is called as soon as `run` is about to end, for whatever reason."""
         self._settings = settings
+        self._ending = ending
         self._stopping = asyncio.Event()
         self._engine = build_engine(settings)
         url = settings.rabbitmq_url.get_secret_value()
@@ -131,7 +135,7 @@ class Service:
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
             start("producers", producers.watch(self._sessions))
-            await self._consumers.start()
+            await self._subscribe()
             start("subscriptions", self._consumers.watch(self._lookout))
             if self._settings.jobs_enabled:
                 start("jobs", jobs.run(self._settings))
@@ -139,10 +143,12 @@ class Service:
             _leave_alone_what_stays()
             log.info("serving", http=self._http.address, lanes=[lane.queue for lane in self._lanes])
             failed = await self._until_stopped_or_failed(tasks)
+            self._ending()
             self._health.is_stopping = True
             if not failed:
                 await self._finish()
         finally:
+            self._ending()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,6 +193,14 @@ class Service:
             raise StartError(f"REDIS_URL: {reason(error)}; {advice(error, 'Redis')}") from error
         except Exception as error:  # noqa: BLE001 - trades are stored and lookups answered without a cache
             log.warning("cache_unreachable", setting="REDIS_URL", error=reason(error), advice=advice(error, "Redis"))
+
+    async def _subscribe(self) -> None:
+        """A broker that dies in the middle of this leaves the client library waiting for ever."""
+        try:
+            async with asyncio.timeout(_SECONDS_TO_SUBSCRIBE):
+                await self._consumers.start()
+        except BROKEN_LINK as error:
+            raise StartError(f"RABBITMQ_URL: {reason(error)}; {advice(error, 'RabbitMQ')}") from error
 
     async def _until_stopped_or_failed(self, tasks: list[asyncio.Task[None]]) -> bool:
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -239,17 +253,8 @@ def serve(settings: Settings, *, run: Callable[[Coroutine[Any, Any, int]], int] 
 
 
 async def _serve(settings: Settings) -> int:
-    code = await _run(settings)
-    # A task of a library that takes its cancellation for something else must not keep a process that does no work.
-    end = Timer(_SECONDS_TO_END, os._exit, [code])
-    end.daemon = True
-    end.start()
-    return code
-
-
-async def _run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
-    service = Service(settings)
+    service = Service(settings, ending=partial(_end_within, settings.shutdown_timeout + _SECONDS_TO_CLOSE))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
@@ -258,3 +263,10 @@ async def _run(settings: Settings) -> int:
     except StartError as error:
         sys.stderr.write(f"persistence: {error}\n")
         return 2
+
+
+def _end_within(seconds: float) -> None:
+    """End this process then if it lives: something that takes its cancellation for something else may keep it."""
+    end = Timer(seconds, os._exit, [1])
+    end.daemon = True
+    end.start()
