@@ -6,7 +6,8 @@ TEST_PROCESSES ?= 2
 COMPILE := PATH=".venv/bin:$$PATH" uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--universal --python-version 3.11 --no-emit-package fullon-persistence
 
-.PHONY: help demo up test manual bench simulation cache-proof crash-points planted-bugs chaos soak lint format lock clean
+.PHONY: help demo up test manual bench simulation hostile cache-proof crash-points planted-bugs chaos soak lint format \
+	lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ simulation: .venv/.installed ## the core in a hostile world in memory, seed by s
 
 cache-proof: .venv/.installed ## show that the cache is never stale, and what a read of it costs (SECONDS=60, JSON=file; about 10 minutes)
 	$(PYTHON) -m tests.cache.proof $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
+
+hostile: .venv/.installed ## messages of every kind, damaged in every way, with good ones between (MESSAGES=100000, SEED=1)
+	$(PYTHON) -m tests.hostile --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
 
 crash-points: .venv/.installed ## kill the service at every await on the way of a message (about 10 minutes)
 	CRASH_POINTS=all $(PYTHON) -m pytest -s tests/faults/test_crash_points.py

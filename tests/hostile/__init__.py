@@ -1,0 +1,1 @@
+"""Messages of every kind, damaged in every way, against a running service."""
