@@ -108,20 +108,28 @@ class LookupServer:
                 await newest.channel.basic_ack(newest.delivery_tag or 0, multiple=True, wait=False)
 
     async def _answer_together(self, asked: Sequence[_Asked]) -> None:
-        """Answer at once what is cached, and begin to answer the rest, each by itself."""
+        """Answer at once what is cached, and begin to load the rest, once for all who asked for the same."""
         keys = [self._key_at_hand(each) for each in asked]
         cached = await self._cache.cached([key for key in keys if key is not None])
         answers = []
+        missing: dict[str, list[_Asked]] = {}
         for each, key in zip(asked, keys, strict=True):
-            data = None if key is None or key not in cached else cached[key] or _NOTHING
-            if data is None:
-                answering = asyncio.create_task(self._answer_alone(each))
-                self._open.add(answering)
-                answering.add_done_callback(self._open.discard)
+            if key is None:
+                self._begin([each])
+            elif key not in cached:
+                missing.setdefault(key, []).append(each)
             elif each.received.answerable is not None:
-                answers.append(Addressed(each.received.answerable, each.received.correlation_id, _done(each, data)))
+                reply = _done(each, cached[key] or _NOTHING)
+                answers.append(Addressed(each.received.answerable, each.received.correlation_id, reply))
+        for same in missing.values():
+            self._begin(same)
         if answers:
             await self._publisher.answer(answers)
+
+    def _begin(self, same: Sequence[_Asked]) -> None:
+        answering = asyncio.create_task(self._answer_alike(same))
+        self._open.add(answering)
+        answering.add_done_callback(self._open.discard)
 
     def _key_at_hand(self, asked: _Asked) -> str | None:
         """Under which key the answer may be cached; None if it takes more than that to answer."""
@@ -135,17 +143,27 @@ class LookupServer:
         except Exception:  # noqa: BLE001 - who answers it alone says what is wrong with it
             return None
 
-    async def _answer_alone(self, asked: _Asked) -> None:
-        received = asked.received
-        reply = await self._reply(asked)
-        if received.answerable is not None:
-            await self._publisher.answer([Addressed(received.answerable, received.correlation_id, reply)])
+    async def _answer_alike(self, same: Sequence[_Asked]) -> None:
+        """Answer who asked for the same before it was begun to be loaded."""
+        first, *others = same
+        outcome, reply = await self._reply(first)
+        for other in others:
+            LOOKUPS_ANSWERED.labels(lookup=other.name, outcome=outcome).inc()
+        await self._publisher.answer(
+            [
+                Addressed(each.received.answerable, each.received.correlation_id, reply)
+                for each in same
+                if each.received.answerable is not None
+            ]
+        )
 
     async def reply(self, received: Received) -> bytes:
         """The reply to a question, whatever becomes of it."""
-        return await self._reply(_Asked(received, time.perf_counter()))
+        _, reply = await self._reply(_Asked(received, time.perf_counter()))
+        return reply
 
-    async def _reply(self, asked: _Asked) -> bytes:
+    async def _reply(self, asked: _Asked) -> tuple[str, bytes]:
+        """The reply, and what to count it as."""
         received = asked.received
         try:
             lookup = self._read(asked)
@@ -158,7 +176,7 @@ class LookupServer:
             body = ErrorBody(
                 code=refusal.code, message=refusal.message, field=refusal.field, retryable=refusal.retryable
             )
-            return Reply(ok=False, error=body).model_dump_json(exclude_none=True).encode()
+            return refusal.code.value, Reply(ok=False, error=body).model_dump_json(exclude_none=True).encode()
         if lookup.restricted and data != b"null":
             log.info(
                 "credentials_given_out",
@@ -167,7 +185,7 @@ class LookupServer:
                 user_id=received.user_id,
                 app_id=received.app_id,
             )
-        return _done(asked, data)
+        return "ok", _done(asked, data)
 
     def _read(self, asked: _Asked) -> Lookup[Any]:
         """The question in a message; raises `Refusal` that names what is wrong."""

@@ -23,6 +23,7 @@ from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, trades
 
 AT_ONCE = 100
 _SYMBOLS = 20
+_START_SECONDS = 120  # on a machine with many neighbours
 
 
 async def lookups(servers: Servers, number: int) -> float:
@@ -133,7 +134,7 @@ async def a_service(stage: Stage) -> AsyncIterator[asyncio.subprocess.Process]:
     """The real service, once every lane has its consumer."""
     async with a_process(stage, "service", "serve") as process:
         async with a_channel(stage.settings.rabbitmq_url.get_secret_value()) as channel:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(_START_SECONDS):
                 while True:
                     queue = await channel.declare_queue("persistence.lookups", passive=True)
                     if queue.declaration_result.consumer_count:

@@ -12,7 +12,7 @@ from contracts.amqp import Link
 from contracts.base import Lookup
 from contracts.client import PersistenceClient
 from contracts.errors import ErrorCode
-from contracts.leased_cache import LeasedCache, connect
+from contracts.leased_cache import LeasedCache, Load, connect
 from contracts.topology import LOOKUP_QUEUE
 from service import topology
 from service.config import Settings
@@ -31,6 +31,11 @@ class Counting(LeasedCache):
     """Remembers how many keys were asked for together."""
 
     asked: list[int]
+    loaded: int
+
+    async def get(self, key: str, load: Load, *, after: str | None = None) -> bytes | None:
+        self.loaded += 1
+        return await super().get(key, load, after=after)
 
     async def cached(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         self.asked.append(len(keys))
@@ -42,6 +47,7 @@ async def cache(settings: Settings) -> AsyncIterator[Counting]:
     redis = connect(settings.redis_url.get_secret_value(), timeout=2)
     cache = Counting(redis, namespace="test")
     cache.asked = []
+    cache.loaded = 0
     yield cache
     await redis.aclose()
 
@@ -111,6 +117,20 @@ async def test_those_that_are_cached_take_one_read_for_many(
     assert len(cache.asked) < 50
     assert _answered("get_symbol") == before + 200
     await server.finish()
+
+
+async def test_the_same_question_of_many_is_loaded_once(
+    serve: Serve, cache: Counting, client: PersistenceClient, desk: Desk
+) -> None:
+    await serve()
+    symbol = GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id)
+    before = _answered("get_symbol")
+
+    answers = await asyncio.gather(*(client.lookup(symbol) for _ in range(100)))
+
+    assert answers == [desk.symbol] * 100
+    assert cache.loaded <= len(cache.asked) < 20
+    assert _answered("get_symbol") == before + 100
 
 
 async def test_what_a_login_may_not_ask_is_refused_though_it_is_cached(
