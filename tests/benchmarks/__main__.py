@@ -37,10 +37,10 @@ async def record_trade(servers: Servers, scale: float) -> list[Result]:
     def make(stage: Stage, number: int) -> list[Any]:
         return list(trades(stage.desks, number))
 
-    drained = await _drained("record_trade", servers, make, scale, Goal(ratio=22, fraction=0.75))
+    drained, *cpu = await _drained("record_trade", servers, make, scale, Goal(ratio=22, fraction=0.75))
     few = round(2_000 * scale)
     celery = await drain.celery_pattern(servers, make, few, desks=_DESKS)
-    return [drained, compared("record_trade, Celery", drained.value, drained.unit, baseline=celery)]
+    return [drained, compared("record_trade, Celery", drained.value, drained.unit, baseline=celery), *cpu]
 
 
 async def save_bot_log(servers: Servers, scale: float) -> list[Result]:
@@ -49,18 +49,31 @@ async def save_bot_log(servers: Servers, scale: float) -> list[Result]:
     def make(stage: Stage, number: int) -> list[Any]:
         return list(logs(stage.desks, number))
 
-    return [await _drained("save_bot_log", servers, make, scale, Goal(ratio=25, fraction=0.8))]
+    return await _drained("save_bot_log", servers, make, scale, Goal(ratio=25, fraction=0.8))
 
 
-async def _drained(name: str, servers: Servers, make: drain.Messages, scale: float, goal: Goal) -> Result:
-    """Ours and the limit twice, in turn: the machine may have neighbours."""
+async def _drained(name: str, servers: Servers, make: drain.Messages, scale: float, goal: Goal) -> list[Result]:
+    """Ours and the limit twice, in turn: the machine may have neighbours. Then what CPU each process took."""
     many, few = round(30_000 * scale), round(3_000 * scale)
-    values, limits = [], []
+    ours, limits = [], []
     for _ in range(2):
         limits.append(await drain.bare_consumer(servers, make, many, desks=_DESKS))
-        values.append(await drain.service(servers, make, many, desks=_DESKS))
+        ours.append(await drain.service(servers, make, many, desks=_DESKS))
     baseline = await drain.manual_pattern(servers, make, few, desks=_DESKS)
-    return compared(name, mean(values), "messages/s", baseline=baseline, limit=mean(limits), at_least=goal)
+    value, limit = (mean(each.per_second for each in some) for some in (ours, limits))
+    least = mean(each.cpu["service"] for each in limits)
+    return [
+        compared(name, value, "messages/s", baseline=baseline, limit=limit, at_least=goal),
+        *(
+            compared(
+                f"{name}, CPU of {who}",
+                mean(each.cpu[who] for each in ours),
+                "µs/message",
+                baseline=least if who == "service" else None,
+            )
+            for who in ours[0].cpu
+        ),
+    ]
 
 
 async def mixed_load(servers: Servers, scale: float) -> list[Result]:
@@ -70,9 +83,9 @@ async def mixed_load(servers: Servers, scale: float) -> list[Result]:
     def make(stage: Stage, number: int) -> list[Any]:
         return list(mixed(stage, number))
 
-    value = await drain.service(servers, make, many, desks=200, orders=_orders(many))
+    drained = await drain.service(servers, make, many, desks=200, orders=_orders(many))
     baseline = await drain.manual_pattern(servers, make, few, desks=200, orders=_orders(few))
-    return [compared("mixed", value, "messages/s", baseline=baseline, at_least=Goal(ratio=15))]
+    return [compared("mixed", drained.per_second, "messages/s", baseline=baseline, at_least=Goal(ratio=15))]
 
 
 def _orders(messages: int) -> int:

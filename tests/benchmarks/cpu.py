@@ -9,8 +9,8 @@ _SERVERS: Final = {"postgres": "PostgreSQL", "beam.smp": "RabbitMQ"}
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
-def used(service: int, root: int) -> Mapping[str, float]:
-    """Seconds of CPU by now: of the process ``service``, and of each server below the process ``root``.
+def used(service: int) -> Mapping[str, float]:
+    """Seconds of CPU by now: of the process ``service``, and of each server that this process has started.
 
     A server that runs elsewhere, such as in a container, is missing.
     """
@@ -28,9 +28,14 @@ def used(service: int, root: int) -> Mapping[str, float]:
         seconds[pid] = sum(map(int, fields[11:15])) / _TICK
     totals = {"service": seconds.get(service, 0.0)}
     for pid, name in names.items():
-        if name in _SERVERS and _is_below(pid, root, parents):
+        if name in _SERVERS and _is_below(pid, os.getpid(), parents):
             totals[_SERVERS[name]] = totals.get(_SERVERS[name], 0.0) + seconds[pid]
     return totals
+
+
+def between(before: Mapping[str, float], after: Mapping[str, float], messages: int) -> Mapping[str, float]:
+    """Microseconds per message."""
+    return {name: (after[name] - before[name]) / messages * 1e6 for name in before}
 
 
 def _is_below(pid: int, root: int, parents: Mapping[int, int]) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from contracts.base import Command
 from contracts.client import new_message_id
 from contracts.topology import EVENTS
 from deploy.servers import Servers
+from tests.benchmarks import cpu
 from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, publish
 
 Messages = Callable[[Stage, int], Sequence[Command[Any]]]
@@ -37,14 +38,24 @@ MOVES = Outcome("update_order_status", "orders", "order_id", "order.status_chang
 OUTCOMES = (TRADES, LOGS, MOVES)
 
 
-async def service(servers: Servers, make: Messages, number: int, *, desks: int, orders: int = 0) -> float:
-    """Messages per second of the real service, everything committed and announced in the outbox."""
+@dataclass(frozen=True)
+class Drained:
+    """How a queue was worked off."""
+
+    per_second: float
+    cpu: Mapping[str, float]
+    """Microseconds per message, by process; those that run elsewhere are missing."""
+
+
+async def service(servers: Servers, make: Messages, number: int, *, desks: int, orders: int = 0) -> Drained:
+    """Messages of the real service, everything committed and announced in the outbox."""
     return await _drain(servers, make, number, desks, "service", "serve", orders=orders)
 
 
 async def manual_pattern(servers: Servers, make: Messages, number: int, *, desks: int, orders: int = 0) -> float:
     """Messages per second of one session and one commit per message."""
-    return await _drain(servers, make, number, desks, "tests.benchmarks.manual_pattern", orders=orders)
+    drained = await _drain(servers, make, number, desks, "tests.benchmarks.manual_pattern", orders=orders)
+    return drained.per_second
 
 
 async def celery_pattern(servers: Servers, make: Messages, number: int, *, desks: int) -> float:
@@ -63,12 +74,12 @@ async def celery_pattern(servers: Servers, make: Messages, number: int, *, desks
 
         await asyncio.to_thread(send_all)
 
-    return await _drain(servers, make, number, desks, "celery", "-A", *app, *quiet, send=send)
+    return (await _drain(servers, make, number, desks, "celery", "-A", *app, *quiet, send=send)).per_second
 
 
 async def _drain(
     servers: Servers, make: Messages, number: int, desks: int, *command: str, send: Send = publish, orders: int = 0
-) -> float:
+) -> Drained:
     async with a_stage(servers, desks=desks, orders=orders) as stage:
         commands = make(stage, number)
         await send(stage, commands)
@@ -80,8 +91,8 @@ async def _drain(
                 outcomes = [outcome for outcome in OUTCOMES if expected[outcome.command]]
                 for outcome in outcomes:
                     await events.bind(EVENTS.name, outcome.event)
-                async with a_process(stage, *command):
-                    rate = await _rate(connection, number)
+                async with a_process(stage, *command) as process:
+                    drained = await _drained(connection, number, process.pid)
                 announced = await _announced(connection, events)
                 for outcome in outcomes:
                     await _check(connection, announced[outcome.event], outcome, expected[outcome.command])
@@ -89,7 +100,7 @@ async def _drain(
                     await _check_order(connection, announced[MOVES.event])
         finally:
             await connection.close()
-        return rate
+        return drained
 
 
 async def _announced(connection: asyncpg.Connection, events: AbstractQueue) -> dict[str, list[Any]]:
@@ -135,28 +146,34 @@ async def _check_order(connection: asyncpg.Connection, moves: list[Any]) -> None
         versions[order_id] = version
 
 
-async def _rate(connection: asyncpg.Connection, number: int) -> float:
-    """Messages per second, from the first that is seen committed to the last."""
+async def _drained(connection: asyncpg.Connection, number: int, pid: int) -> Drained:
+    """What it took, from the first that is seen committed to the last."""
     started, first, handled = 0.0, 0, 0
+    before: Mapping[str, float] = {}
     deadline = time.perf_counter() + 600
     while handled < number:
         handled = await connection.fetchval("SELECT count(*) FROM inbox")
+        now = time.perf_counter()
         if handled and not started:
-            started, first = time.perf_counter(), handled
-        if time.perf_counter() > deadline:
+            started, first, before = now, handled, cpu.used(pid)
+        if now > deadline:
             raise TimeoutError(f"{handled} of {number} messages were handled within ten minutes")
-        await asyncio.sleep(0.02)
+        # To count them takes longer the more there are, and takes it from who works: seldom, until the end is near.
+        left = (number - handled) * (now - started) / (handled - first) if handled > first else 0.0
+        await asyncio.sleep(min(max(left / 3, 0.02), 1.0))
     if first == number:
         raise RuntimeError("all were handled at once; measure with more messages")
-    return (number - first) / (time.perf_counter() - started)
+    rate = (number - first) / (now - started)
+    return Drained(rate, cpu.between(before, cpu.used(pid), number - first))
 
 
-async def bare_consumer(servers: Servers, make: Messages, number: int, *, desks: int) -> float:
-    """Messages per second of a consumer that acknowledges in batches and writes nothing."""
+async def bare_consumer(servers: Servers, make: Messages, number: int, *, desks: int) -> Drained:
+    """Messages of a consumer that acknowledges in batches and writes nothing."""
     async with a_stage(servers, desks=desks) as stage:
         commands = make(stage, number)
         await publish(stage, commands)
         async with a_process(stage, "tests.benchmarks.bare_consumer", commands[0].lane.queue, str(number)) as process:
             assert process.stdout is not None
             line = await asyncio.wait_for(process.stdout.readline(), 300)
-        return (number - 1) / float(line)
+        seconds, own_cpu = map(float, line.split())
+        return Drained((number - 1) / seconds, {"service": own_cpu / number * 1e6})
