@@ -23,7 +23,7 @@ from service import jobs, producers, schema, topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
-from service.database import build_engine, build_session_maker, what_a_power_cut_would_take
+from service.database import build_engine, build_session_maker, encoding_of, what_a_power_cut_would_take
 from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health
@@ -168,8 +168,13 @@ class Service:
         try:
             revision = await schema.current(self._engine)
             volatile = await what_a_power_cut_would_take(self._engine)
+            encoding = await encoding_of(self._engine)
         except Exception as error:
             raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
+        if encoding != "UTF8":
+            raise StartError(
+                f"DATABASE_URL: the database stores text as {encoding}, not as UTF8; make one with ENCODING 'UTF8'"
+            )
         if revision != schema.head():
             raise StartError(
                 f"DATABASE_URL: the schema is at {revision or 'nothing'}, this version needs {schema.head()}; "

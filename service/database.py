@@ -74,6 +74,12 @@ async def what_a_power_cut_would_take(engine: AsyncEngine) -> list[str]:
     return [f"{name} = {value}" for name, value in values.items() if value == "off"]
 
 
+async def encoding_of(engine: AsyncEngine) -> str:
+    """How the database stores text; one that is not UTF8 takes some good messages for bad ones."""
+    async with engine.connect() as connection:
+        return str(await connection.scalar(text("SHOW server_encoding")))
+
+
 async def current_snapshot(session: AsyncSession) -> str:
     """Which commits the session sees, and all that it reads from now on in this transaction."""
     snapshot: str = (await session.execute(text("SELECT CAST(pg_current_snapshot() AS text)"))).scalar_one()

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, RunningService, StartService
 from tests.e2e.conftest import SharedService
 from tests.e2e.proxy import Proxy
 from tests.e2e.wire import certified, eventually, http, ready
-from tests.fresh import execute
+from tests.fresh import execute, with_path
 
 Change = Callable[[dict[str, str]], dict[str, str | None]]
 
@@ -91,6 +91,18 @@ class TestAStart:
         complaint = await refuses({**shared.environment, "DATABASE_URL": empty_database}, "serve")
 
         assert re.search("^persistence: DATABASE_URL: .*run `persistence migrate`", complaint), complaint
+
+    async def test_on_a_database_that_cannot_store_every_text_is_refused(
+        self, shared: SharedService, database_url: str
+    ) -> None:
+        options = "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+        await execute(database_url, f'CREATE DATABASE "in_ascii" {options}')
+        ascii_url = with_path(database_url, "in_ascii")
+
+        complaint = await refuses({**shared.environment, "DATABASE_URL": ascii_url}, "serve")
+
+        await execute(database_url, 'DROP DATABASE "in_ascii"')
+        assert re.search(r"^persistence: DATABASE_URL: .*SQL_ASCII.*ENCODING 'UTF8'", complaint), complaint
 
     async def test_on_a_database_that_forgets_with_the_power_is_refused(
         self, shared: SharedService, database_url: str

@@ -159,11 +159,11 @@ class Siege:
 
     async def _judge(self, connection: Any, wave: Sequence[Sent], trades: Sequence[Sent]) -> None:
         """What became of each, which for the last ones may take a moment more."""
-        for _ in range(200):
+        deadline = asyncio.get_running_loop().time() + _SECONDS_PER_WAVE
+        outcomes = await self._outcomes(connection, [*wave, *trades])
+        while None in outcomes and self._is_alive() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.2)
             outcomes = await self._outcomes(connection, [*wave, *trades])
-            if None not in outcomes:
-                break
-            await asyncio.sleep(0.1)
         for sent, outcome in zip([*wave, *trades], outcomes, strict=True):
             if sent.damage == "none":
                 self.report.good += 1
