@@ -59,6 +59,13 @@ class CertificateWatch:
             heed_cancellation()
             await asyncio.sleep(_LOOK_SECONDS)
 
+    async def wait(self, seconds: float) -> None:
+        """Return as soon as there is a certificate, and after so many seconds in any case."""
+        until = time.monotonic() + seconds
+        while self.current() is None and time.monotonic() < until:
+            await self.look_if_due()
+            await asyncio.sleep(0.05)
+
     async def look_if_due(self) -> None:
         """Look, unless somebody did within the last half second."""
         if time.monotonic() >= self._look_at:

@@ -23,6 +23,7 @@ from contracts.cache import CacheInvalidated
 from contracts.certificate import UNCERTIFIED, Certificate, name_of, name_of_certificate, name_of_progress
 from contracts.certificate_watch import CertificateWatch, heed_cancellation
 from contracts.heartbeat import Heartbeat
+from contracts.key_spec import ANY, SPECS
 from contracts.topology import EVENTS, HEARTBEATS, INVALIDATION_QUEUE_ARGUMENTS
 from contracts.types import Instant
 
@@ -41,8 +42,6 @@ _SWITCH_SECONDS: Final = _CERTIFIED_SECONDS + 1.0
 """How long readers may still go by a certificate that was replaced."""
 _NAMES_AT_ONCE: Final = 500
 _SCHEMA_VERSION: Final = 1
-ANY: Final = "*"
-SPECS: Final[dict[str, object]] = {}
 _REDIS_AWAY: Final = (RedisError, OSError, TimeoutError)
 
 # KEYS: progress; ARGV: who takes over from now on. Gives the progress so far.
@@ -92,6 +91,14 @@ class _Subscription:
     """Epochs that readers may still be in, and until when."""
 
 
+class _Event(BaseModel):
+    """The part of every event that a cache needs, of kinds that this version does not know as well."""
+
+    sequence: int
+    occurred_at: Instant
+    stale_keys: list[str]
+
+
 @dataclass
 class _Step:
     """What a batch of messages comes to, before any of it is done."""
@@ -101,16 +108,8 @@ class _Step:
     left: list[Certificate] = field(default_factory=list)
     why: list[Why] = field(default_factory=list)
     certificate: Certificate | None = None
-    changed_at: list[datetime] = field(default_factory=list)
-    """When the changes were made whose keys these are."""
-
-
-class _Event(BaseModel):
-    """The part of every event that a cache needs, of kinds that this version does not know as well."""
-
-    sequence: int
-    occurred_at: Instant
-    stale_keys: list[str]
+    applied: list[_Event] = field(default_factory=list)
+    """Events that made something stale."""
 
 
 class _TakenOverError(Exception):
@@ -140,13 +139,13 @@ class CacheInvalidator:
         namespace: str,
         bindings: Sequence[str] = ("#",),
         on_event: OnEvent | None = None,
-        on_applied: Callable[[float], None] = lambda _: None,
+        on_applied: Callable[[float, Sequence[str]], None] = lambda *_: None,
         on_new_epoch: Callable[[Why], None] = lambda _: None,
     ) -> None:
         """``bindings`` are routing keys of events, such as ``symbol.#``; `cache.invalidated` comes in any case.
 
         ``on_event`` is called after the removal. ``on_applied`` is told, of each event that made something stale, how
-        many seconds after the change it was gone; ``on_new_epoch`` why everything was left behind.
+        many seconds after the change it was gone, and which keys; ``on_new_epoch`` why everything was left behind.
         """
         self._redis = redis
         self._queue = queue
@@ -291,8 +290,8 @@ class CacheInvalidator:
         subscription.progress, subscription.left = step.progress, left
         for why in step.why:
             self._on_new_epoch(why)
-        for changed_at in step.changed_at:
-            self._on_applied((applied_at - changed_at).total_seconds())
+        for event in step.applied:
+            self._on_applied((applied_at - event.occurred_at).total_seconds(), event.stale_keys)
         if step.certificate is not None or step.left:
             await self._watch.look()  # this instance's own readers follow at once
 
@@ -311,7 +310,7 @@ class CacheInvalidator:
         if message.headers.get("schema_version", _SCHEMA_VERSION) != _SCHEMA_VERSION:
             _begin_epoch(step, "unreadable")
         if event.stale_keys:
-            step.changed_at.append(event.occurred_at)
+            step.applied.append(event)
         for key in event.stale_keys:
             if ANY not in key:
                 step.keys.append(key)

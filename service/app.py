@@ -5,8 +5,9 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from threading import Timer
 from typing import Any, Final
@@ -16,10 +17,12 @@ import uvloop
 from redis.exceptions import AuthenticationError
 
 from contracts.amqp import BROKEN_LINK, Link
+from contracts.certificate import Certificate
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
 from service import jobs, producers, schema, topology
+from service.cache_audit import CacheAudit, CacheAuditor
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
@@ -29,7 +32,13 @@ from service.executor import Executor
 from service.health import Health
 from service.http import HttpServer
 from service.lookup_server import LookupServer
-from service.observability import CACHE_APPLY_LAG, CACHE_EPOCHS, CACHE_REQUESTS, configure_logging
+from service.observability import (
+    CACHE_APPLY_LAG,
+    CACHE_CERTIFICATE_AGE,
+    CACHE_EPOCHS,
+    CACHE_REQUESTS,
+    configure_logging,
+)
 from service.publisher import Publisher
 from service.relay import Relay
 from service.removal import remover
@@ -69,7 +78,7 @@ class Service:
             queue=f"{settings.cache_namespace}.cache",
             namespace=settings.cache_namespace,
             bindings=_CACHED_ENTITIES,
-            on_applied=CACHE_APPLY_LAG.observe,
+            on_applied=self._applied,
             on_new_epoch=lambda why: CACHE_EPOCHS.labels(why=why).inc(),
         )
         cache = LeasedCache(
@@ -102,13 +111,22 @@ class Service:
             )
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
         ]
+        audit = CacheAudit(
+            self._redis,
+            namespace=settings.cache_namespace,
+            certificate=self._invalidator.certificate,
+            ask=lambda question: self._lookups.answer(question, fresh=True),
+        )
+        self._auditor = CacheAuditor(audit, events=settings.cache_audit_events, hits=settings.cache_audit_hits)
         self._lookups = LookupServer(
             sessions,
             cache,
             self._publisher,
             require_user=settings.require_authenticated_sender,
             senders=senders,
+            on_hit=self._auditor.after_hit,
         )
+        CACHE_CERTIFICATE_AGE.set_function(lambda: _age(self._invalidator.certificate()))
         for lane in self._lanes:
             self._consumers.subscribe(lane.queue, lane.take, prefetch=settings.rabbitmq_prefetch)
         self._consumers.subscribe(LOOKUP_QUEUE, self._lookups.take, prefetch=_LOOKUP_PREFETCH)
@@ -116,6 +134,10 @@ class Service:
         self._lookout = Link(url, name="persistence-lookout")
         self._health = Health(sessions, self._consumers, self._lanes, self._relay, self._lookout)
         self._http = HttpServer(settings, self._health)
+
+    def _applied(self, seconds: float, keys: Sequence[str]) -> None:
+        CACHE_APPLY_LAG.observe(seconds)
+        self._auditor.after_event(keys)
 
     def stop(self) -> None:
         """Ask `run` to finish what was taken in and return."""
@@ -134,6 +156,7 @@ class Service:
                 start(lane.queue, lane.run())
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
+            start("cache auditor", self._auditor.run())
             start("producers", producers.watch(self._sessions))
             await self._subscribe()
             start("subscriptions", self._consumers.watch(self._lookout))
@@ -239,6 +262,10 @@ class Service:
         with suppress(Exception):
             async with asyncio.timeout(2):
                 await self._engine.dispose()
+
+
+def _age(certificate: Certificate | None) -> float:
+    return -1.0 if certificate is None else (datetime.now(UTC) - certificate.as_of).total_seconds()
 
 
 def _leave_alone_what_stays() -> None:

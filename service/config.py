@@ -45,6 +45,10 @@ class LibrarySettings(BaseSettings):
     """Seconds a cached answer lives if nothing makes it stale."""
     cache_timeout: Annotated[float, Field(gt=0)] = 0.1
     """Seconds Redis has to answer before a lookup goes to the database."""
+    cache_audit_events: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """The share of events after which what they made stale is compared with the database."""
+    cache_audit_hits: Annotated[float, Field(ge=0, le=1)] = 0.0001
+    """The same of answers out of the cache."""
 
     warming_interval: Annotated[float, Field(ge=1)] = 300.0
     """Seconds between two looks at whether the symbols of active exchanges are cached."""

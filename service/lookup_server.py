@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -64,14 +64,19 @@ class LookupServer:
         *,
         require_user: bool = False,
         senders: Senders | None = None,
+        on_hit: Callable[[str, Lookup[Any]], None] = lambda *_: None,
     ) -> None:
-        """With ``require_user`` secrets are given only to askers whose login the broker has checked."""
+        """With ``require_user`` secrets are given only to askers whose login the broker has checked.
+
+        ``on_hit`` is told of each question that is answered out of the cache, and under which key.
+        """
         self._sessions = sessions
         self._cache = cache
         self._publisher = publisher
         self._answers = answers
         self._require_user = require_user
         self._senders = senders or Senders()
+        self._on_hit = on_hit
         self._loading = asyncio.Semaphore(_AT_ONCE)
         self._arrived: list[_Asked] = []
         self._newest: DeliveredMessage | None = None
@@ -118,9 +123,12 @@ class LookupServer:
                 self._begin([each])
             elif key not in cached:
                 missing.setdefault(key, []).append(each)
-            elif each.received.answerable is not None:
-                reply = _done(each, cached[key] or _NOTHING)
-                answers.append(Addressed(each.received.answerable, each.received.correlation_id, reply))
+            else:
+                if each.lookup is not None:
+                    self._on_hit(key, each.lookup)
+                if each.received.answerable is not None:
+                    reply = _done(each, cached[key] or _NOTHING)
+                    answers.append(Addressed(each.received.answerable, each.received.correlation_id, reply))
         for same in missing.values():
             self._begin(same)
         if answers:

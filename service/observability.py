@@ -60,6 +60,20 @@ CACHE_REMOVALS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+CACHE_AUDITED = Counter(
+    "persistence_cache_audited_total", "Cached entries that were compared with the database.", registry=REGISTRY
+)
+CACHE_STALE = Counter(
+    "persistence_cache_audit_stale_total",
+    "Cached entries that were found to be stale, by the seconds for which they were at least.",
+    ["window"],
+    registry=REGISTRY,
+)
+CACHE_CERTIFICATE_AGE = Gauge(
+    "persistence_cache_certificate_age_seconds",
+    "Since the moment up to which all changes were applied to the cache; -1 while it may not be read.",
+    registry=REGISTRY,
+)
 CACHE_EPOCHS = Counter(
     "persistence_cache_epochs_total",
     "How often all that was cached was left behind, and why: start, gap, unreadable, asked, timeline, run_id.",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from service import schema
 from service.app import StartError, serve
-from service.cli import dead_letters, jobs
+from service.cli import cache, dead_letters, jobs
 from service.cli.audit import audit
 from service.cli.check import check
 from service.cli.keys import keygen, rotate_key
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cache.app, name="cache")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(jobs.app, name="jobs")
 app.command()(audit)

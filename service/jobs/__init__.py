@@ -13,7 +13,7 @@ from service.config import LibrarySettings
 from service.database import build_engine, build_session_maker
 from service.jobs.cleanup import announcement, clean_up, retention
 from service.jobs.partitions import make_partitions
-from service.jobs.scheduler import Busy, Daily, Every, Job, Scheduler
+from service.jobs.scheduler import Busy, Daily, Every, Job, Run, Scheduler
 from service.jobs.warming import warm
 
 __all__ = ["NAMES", "Busy", "jobs", "run", "scheduler"]
@@ -23,15 +23,16 @@ NAMES: Final = ("cleanup", "partitions", "warming")
 _COMMAND_SECONDS: Final = 60.0
 _REDIS_SECONDS: Final = 2.0
 """A job may wait longer than a lookup does."""
+_CERTIFICATE_SECONDS: Final = 5.0
 
 
-def jobs(settings: LibrarySettings, cache: LeasedCache) -> list[Job]:
+def jobs(settings: LibrarySettings, cache: LeasedCache, watch: CertificateWatch) -> list[Job]:
     """Every job, as these settings want it."""
     kept = retention(settings)
     return [
         Job("cleanup", Daily(settings.cleanup_at), partial(clean_up, settings=settings), announcement(settings)),
         Job("partitions", Every(timedelta(hours=1)), partial(make_partitions, retention=kept)),
-        Job("warming", Every(timedelta(seconds=settings.warming_interval)), partial(warm, cache=cache)),
+        Job("warming", Every(timedelta(seconds=settings.warming_interval)), partial(_warm, cache=cache, watch=watch)),
     ]
 
 
@@ -51,13 +52,19 @@ async def scheduler(settings: LibrarySettings) -> AsyncIterator[Scheduler]:
     )
     watching = asyncio.create_task(watch.run(), name="jobs watch the certificate")
     try:
-        yield Scheduler(build_session_maker(engine), jobs(settings, cache))
+        yield Scheduler(build_session_maker(engine), jobs(settings, cache, watch))
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         with suppress(Exception):
             await redis.aclose()
         await engine.dispose()
+
+
+async def _warm(run: Run, *, cache: LeasedCache, watch: CertificateWatch) -> None:
+    """At the start of the service it takes a moment until the cache may be filled."""
+    await watch.wait(_CERTIFICATE_SECONDS)
+    await warm(run, cache)
 
 
 async def run(settings: LibrarySettings) -> None:

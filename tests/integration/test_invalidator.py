@@ -104,7 +104,7 @@ class Instance:
             namespace="web",
             bindings=["symbol.#"],
             on_new_epoch=self.why.append,
-            on_applied=self.lags.append,
+            on_applied=lambda seconds, _: self.lags.append(seconds),
             **options,
         )
 

@@ -60,7 +60,7 @@ async def test_process_trades_background(market: Market) -> None:
 async def test_scheduler(library: None) -> None:
     settings = Settings.read()
 
-    schedules = {job.name: job.schedule for job in jobs(settings, None)}  # type: ignore[arg-type]
+    schedules = {job.name: job.schedule for job in jobs(settings, None, None)}  # type: ignore[arg-type]
 
     assert schedules["warming"] == Every(timedelta(minutes=5))
     assert schedules["cleanup"] == Daily(settings.cleanup_at)
