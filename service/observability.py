@@ -44,7 +44,8 @@ LOOKUPS_ANSWERED = Counter(
 LOOKUP_SECONDS = Histogram("persistence_lookup_seconds", "Time to answer a lookup.", ["lookup"], registry=REGISTRY)
 CACHE_REQUESTS = Counter(
     "persistence_cache_requests_total",
-    "Reads through the cache, by result: hit, miss, or bypass when Redis does not answer.",
+    "What became of reads through the cache (hit, absent, miss, join, stale, bypass), and what happened besides "
+    "(refreshed, rejected, stolen, last_resort).",
     ["result"],
     registry=REGISTRY,
 )

@@ -68,7 +68,7 @@ async def get_cache_health(_: GetCacheHealth, reads: UnitOfWork) -> CacheHealth:
         connected_clients=info.get("connected_clients", 0),
         used_memory=info.get("used_memory_human", "unknown"),
         # Redis counts for all its users together, and lookups of other things too.
-        cache_hits=_reads_with("hit"),
+        cache_hits=_reads_with("hit") + _reads_with("absent"),
         cache_misses=_reads_with("miss"),
         uptime=info.get("uptime_in_seconds", 0),
     )

@@ -10,17 +10,16 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from tests.simulation import loop
+from tests.simulation.loop import SimulatedLoop, StuckError
+
 _CHANGES: Final = 3
 _STEPS: Final = 250
 """About how many steps a schedule has: the moments at which priorities change are among them."""
 
 
-class StuckError(Exception):
-    """Nobody can go on, and yet not all is done."""
-
-
 class Scheduler:
-    """Decides who goes on; takes the place of the selector of an event loop."""
+    """Decides who goes on."""
 
     def __init__(self, seed: int) -> None:
         self.random: Final = random.Random(seed)
@@ -40,13 +39,9 @@ class Scheduler:
         self._waiting.append((task, future, at_redis))
         await future
 
-    # What an event loop asks of its selector
-
-    def select(self, timeout: float | None) -> list[Any]:
-        """Called when everything that can run has run: let one go on, or time pass."""
+    def step(self, timeout: float | None) -> None:
+        """Everything that can run has run: let one go on, or time pass up to the next timer."""
         self._waiting = [each for each in self._waiting if not each[1].done()]
-        if timeout == 0:
-            return []
         may_pass = timeout is not None and (self.may_time_out or not any(at_redis for *_, at_redis in self._waiting))
         candidates: list[object] = [task for task, *_ in self._waiting]
         if may_pass:
@@ -64,47 +59,39 @@ class Scheduler:
             self._priorities[self] = self.random.random()
         else:
             next(future for task, future, _ in self._waiting if task is chosen).set_result(None)
-        return []
 
     def _priority(self, who: object) -> float:
         if who not in self._priorities:
             self._priorities[who] = self.random.random()
         return self._priorities[who]
 
-    def close(self) -> None:
-        """Nothing is open."""
 
-
-class SimulatedLoop(asyncio.BaseEventLoop):
+class ScheduledLoop(SimulatedLoop):
     """An event loop that a `Scheduler` drives, in a time of its own."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__()
-        self._selector = scheduler
+        super().__init__(scheduler.random)
+        self._scheduler = scheduler
 
     def time(self) -> float:
         """Seconds since the beginning of the schedule."""
-        return self._selector.now
+        return self._scheduler.now
 
-    def _process_events(self, event_list: list[Any]) -> None:
-        assert not event_list
+    def select(self, timeout: float | None) -> list[Any]:
+        """Unlike its parent it takes what is ready in order: only who waits for a server may be overtaken."""
+        if timeout != 0:
+            self._scheduler.step(timeout)
+        return []
 
 
 def run(scheduler: Scheduler, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a schedule to its end. What is random in the code follows the seed as well."""
-    loop = SimulatedLoop(scheduler)
     state = random.getstate()
     random.seed(scheduler.random.random())
     try:
-        loop.run_until_complete(main())
+        loop.run(ScheduledLoop(scheduler), main())
     finally:
         random.setstate(state)
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.close()
 
 
 class SimulatedRedis:

@@ -22,9 +22,10 @@ from typing import Any, Final
 from contracts.certificate import name_of
 from contracts.key_spec import KeySpec
 from contracts.leased_cache import LeasedCache
-from tests.cache.simulated import Scheduler, SimulatedRedis, StuckError, run
+from tests.cache.simulated import Scheduler, SimulatedRedis, run
 from tests.faults.planted import Bug, changed
 from tests.faults.points import REPOSITORY
+from tests.simulation.loop import StuckError
 
 _SPECS: Final = (
     KeySpec("simulated:plain:{id}"),
