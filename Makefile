@@ -30,8 +30,8 @@ bench: .venv/.installed ## measure, beside the usual way and the limit (ONLY=nam
 simulation: .venv/.installed ## the core in a hostile world in memory, seed by seed, then with bugs in it (SEEDS=5000, FIRST=0, BUGS=2000)
 	$(PYTHON) -m tests.simulation --seeds $(or $(SEEDS),5000) --first $(or $(FIRST),0) --bugs $(or $(BUGS),2000)
 
-cache-proof: .venv/.installed ## show that the cache is never stale, and what a read of it costs (SECONDS=60, JSON=file; about 10 minutes)
-	$(PYTHON) -m tests.cache.proof $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
+cache-proof: .venv/.installed ## show that the cache is never stale, and what a read of it costs (ONLY=figures, SECONDS=60, JSON=file; about 10 minutes)
+	$(PYTHON) -m tests.cache.proof $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON))
 
 hostile: .venv/.installed ## messages of every kind, damaged in every way, with good ones between (MESSAGES=100000, SEED=1)
 	$(PYTHON) -m tests.hostile --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)

@@ -119,15 +119,46 @@ class Store:
 
     async def _answer(self, command: Awaitable[T], until: float | None = None) -> T:
         loop = asyncio.get_running_loop()
+        late = _Late(asyncio.current_task())
+        # What `asyncio.timeout` does, for half of what that costs: it is on the way of every hit.
+        timer = loop.call_at(loop.time() + self.timeout if until is None else until, late)
         try:
-            async with asyncio.timeout_at(loop.time() + self.timeout if until is None else until):
-                answer = await command
-        except _BROKEN as error:
-            self._errors += 1
-            self._try_at = loop.time() + _REST_SECONDS
-            raise Away(f"the cache does not answer: {type(error).__name__}") from error
+            answer = await command
+        except (*_BROKEN, asyncio.CancelledError) as error:
+            is_late = late.is_all()
+            if isinstance(error, asyncio.CancelledError) and not is_late:
+                raise
+            raise self._away(error) from error
+        finally:
+            timer.cancel()
         self._errors = 0
         return answer
+
+    def _away(self, error: BaseException) -> Away:
+        self._errors += 1
+        self._try_at = asyncio.get_running_loop().time() + _REST_SECONDS
+        why = "in time" if isinstance(error, asyncio.CancelledError) else f": {type(error).__name__}"
+        return Away(f"the cache does not answer {why}")
+
+
+class _Late:
+    """Cancels a task when it is called."""
+
+    __slots__ = ("_is_called", "_requests", "_task")
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None  # noqa: S101 - commands are awaited in tasks
+        self._task = task
+        self._requests = task.cancelling()
+        self._is_called = False
+
+    def __call__(self) -> None:
+        self._is_called = True
+        self._task.cancel()
+
+    def is_all(self) -> bool:
+        """Whether it was called, and nobody else wants the task to end. Takes the request back; to be asked once."""
+        return self._is_called and self._task.uncancel() <= self._requests
 
 
 def _steps(names: Sequence[str]) -> list[Sequence[str]]:

@@ -4,7 +4,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from typing import Any, Final
 
@@ -143,8 +143,9 @@ async def _silent() -> AsyncIterator[str]:
     """Connections are taken, and nothing is ever said."""
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(1_024):
-            pass
+        with suppress(ConnectionError):
+            while await reader.read(1_024):
+                pass
         writer.close()
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
@@ -156,10 +157,11 @@ async def _slow() -> AsyncIterator[str]:
     """Every command is answered after 80 ms, by nothing."""
 
     async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while asked := await reader.read(65_536):
-            await asyncio.sleep(0.08)
-            said = b"%1\r\n+proto\r\n:3\r\n" if b"HELLO" in asked else b"_\r\n"
-            writer.write(said * max(asked.count(b"*"), 1))
+        with suppress(ConnectionError):
+            while asked := await reader.read(65_536):
+                await asyncio.sleep(0.08)
+                said = b"%1\r\n+proto\r\n:3\r\n" if b"HELLO" in asked else b"_\r\n"
+                writer.write(said * max(asked.count(b"*"), 1))
         writer.close()
 
     async with await asyncio.start_server(answer_late, "127.0.0.1", 0) as server:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from deploy.servers import running
 from tests.cache import figures, model, simulation
 from tests.cache.stress import Aside, Decorated, Leased, stress
 
+PARTS: Final = ("model", "simulation", "stress", "figures")
 _HIT_AT_LEAST: Final = 0.9
 _LIST_AT_LEAST: Final = 10
 _GONE_AT_MOST_MS: Final = 150
@@ -42,13 +43,20 @@ class Plan:
 
     schedules: int
     seconds: float
+    parts: Sequence[str] = PARTS
 
 
 def rows(plan: Plan, url: str) -> Iterator[Row]:
     """Everything there is to show, one after the other."""
-    for part in (_model(), _simulation(plan.schedules), _stress(url, plan.seconds), _figures(url)):
+    parts = {
+        "model": _model(),
+        "simulation": _simulation(plan.schedules),
+        "stress": _stress(url, plan.seconds),
+        "figures": _figures(url),
+    }
+    for name in plan.parts:
         began = time.monotonic()
-        for what, found, is_right in part:
+        for what, found, is_right in parts[name]:
             yield Row(what, found, is_right, round(time.monotonic() - began, 1))
             began = time.monotonic()
 
@@ -113,14 +121,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedules", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="of stress, of each way to cache")
+    parser.add_argument("--only", choices=PARTS, help="one part instead of all")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
     chosen = parser.parse_args()
+    plan = Plan(chosen.schedules, chosen.seconds, [chosen.only] if chosen.only else PARTS)
     shown: list[Row] = []
     with (
         TemporaryDirectory(prefix="persistence-cache-proof-") as folder,
         running(Path(folder), docker=False, report=_report) as servers,
     ):
-        for row in rows(Plan(chosen.schedules, chosen.seconds), servers.redis_url):
+        for row in rows(plan, servers.redis_url):
             mark = {True: "ok", False: "NOT", None: ""}[row.is_right]
             sys.stdout.write(f"{mark:4}{row.what:50}{row.found}  ({row.seconds} s)\n")
             sys.stdout.flush()

@@ -64,7 +64,8 @@ _SHARED: Final = "        loaded = await self._loads.shared(key, lambda: self._l
 _REMOVE: Final = "        await self._remove_older([key], ask=ask)\n"
 _OVER: Final = "            del self._running[key]\n"
 
-# That the last resort must not remove before it loads is seen in the model alone: too much has to coincide.
+# Two more rules are seen in the model alone, since too much has to coincide: that the last resort must not remove
+# before it loads, and that what was loaded in a batch and not stored is not given out.
 MUTANTS: Final[Mapping[str, Bug]] = {
     "stores without comparing": _bug(
         "leased_cache",
@@ -89,9 +90,9 @@ MUTANTS: Final[Mapping[str, Bug]] = {
     "keeps what it has decoded without asking": _bug(
         "leased_cache", ("await self._store.head(name) == kept[0].head", "kept[0].head")
     ),
-    "gives out a batch that was not stored": _bug(
-        "leased_cache",
-        ("zip(mine, stored, strict=True) if is_stored}", "zip(mine, stored, strict=True) if is_stored is not None}"),
+    "stores a batch without comparing": _bug(
+        "cache_store",
+        ("pipe.eval(_SWAP, 1, name, *swaps[name])", "pipe.set(name, swaps[name][1], px=swaps[name][2])"),
     ),
     "takes any value for one that shows the commit": _bug(
         "cache_entry", ("return is_visible(", "return True or is_visible(")

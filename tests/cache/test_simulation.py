@@ -10,7 +10,6 @@ _FEW = 600
 _RARE = {
     "gives out what was not stored",
     "shares the load that is under way",
-    "gives out a batch that was not stored",
 }
 
 
