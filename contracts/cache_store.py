@@ -72,13 +72,13 @@ class Store:
         self._try_at = now + _REST_SECONDS
         return True
 
-    async def get(self, name: str, *, until: float | None = None) -> bytes | None:
+    def get(self, name: str, *, until: float | None = None) -> Awaitable[bytes | None]:
         """What the key holds. ``until`` is by the clock of the event loop; without it, as long as a command has."""
-        return await self._answer(self._redis.get(name), until)
+        return self._answer(self._redis.get(name), until)
 
-    async def head(self, name: str) -> bytes:
+    def head(self, name: str) -> Awaitable[bytes]:
         """The first bytes of what the key holds; empty if it holds nothing."""
-        return await self._answer(self._redis.getrange(name, 0, HEAD_BYTES - 1))
+        return self._answer(self._redis.getrange(name, 0, HEAD_BYTES - 1))
 
     async def lease(self, name: str, lease: bytes, ms: int, *, until: float | None = None) -> bytes | None:
         """Put a lease where there is nothing; gives what is there instead."""
