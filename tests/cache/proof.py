@@ -16,14 +16,16 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from contracts.leased_cache import LeasedCache
-from deploy.servers import running
-from tests.cache import figures, model, simulation
+from deploy.servers import Servers, running
+from tests.cache import figures, lag, model, simulation
 from tests.cache.stress import Aside, Decorated, Leased, stress
 
-PARTS: Final = ("model", "simulation", "stress", "figures")
+PARTS: Final = ("model", "simulation", "stress", "figures", "lag")
 _HIT_AT_LEAST: Final = 0.9
 _LIST_AT_LEAST: Final = 10
 _GONE_AT_MOST_MS: Final = 150
+_LAG_AT_MOST_MS: Final = 100
+_LAG_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Plan:
     parts: Sequence[str] = PARTS
 
 
-def rows(plan: Plan, url: str) -> Iterator[Row]:
+def rows(plan: Plan, servers: Servers) -> Iterator[Row]:
     """Everything there is to show, one after the other."""
+    url = servers.redis_url
     parts = {
         "model": _model(),
         "simulation": _simulation(plan.schedules),
         "stress": _stress(url, plan.seconds),
         "figures": _figures(url),
+        "lag": _lag(servers),
     }
     for name in plan.parts:
         began = time.monotonic()
@@ -112,6 +116,15 @@ def _figures(url: str) -> Said:
         yield f"Redis {kind}: p99 of a read, more than its load", f"{more:.0f} ms", more <= _GONE_AT_MOST_MS
 
 
+def _lag(servers: Servers) -> Said:
+    found = asyncio.run(lag.measure(servers, _LAG_SECONDS))
+    said = f"p50 {found.applied.p50:.0f} ms, p99 {found.applied.p99:.0f} ms, {found.changes:,} events"
+    yield f"apply lag at {lag.CHANGES_PER_SECOND} changes/s", said, found.applied.p99 < _LAG_AT_MOST_MS
+    times = found.applied.p50 / found.bare.p50
+    said = f"p50 {found.bare.p50:.1f} ms, p99 {found.bare.p99:.0f} ms: the lag is {times:.1f} times that"
+    yield "a bare publish and consume", said, None
+
+
 def _report(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
@@ -130,7 +143,7 @@ def main() -> int:
         TemporaryDirectory(prefix="persistence-cache-proof-") as folder,
         running(Path(folder), docker=False, report=_report) as servers,
     ):
-        for row in rows(plan, servers.redis_url):
+        for row in rows(plan, servers):
             mark = {True: "ok", False: "NOT", None: ""}[row.is_right]
             sys.stdout.write(f"{mark:4}{row.what:50}{row.found}  ({row.seconds} s)\n")
             sys.stdout.flush()
