@@ -138,7 +138,7 @@ class Settings(LibrarySettings):
     publish_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds the broker has to confirm an event."""
 
-    relay_lease: Annotated[float, Field(ge=0.5)] = 2.0
+    relay_lease: Annotated[float, Field(ge=0.5)] = 1.5
     """Seconds after which another instance takes over publishing from one that fell silent."""
     relay_poll_interval: Annotated[float, Field(gt=0, le=1)] = 0.1
     relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -153,7 +153,7 @@ class Settings(LibrarySettings):
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Port of health, metrics and documents; 0 takes a free one."""
-    shutdown_timeout: Annotated[float, Field(gt=0)] = 8.0
+    shutdown_timeout: Annotated[float, Field(gt=0)] = 6.0
     """Seconds to finish what was taken in before the process ends."""
     log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     log_format: Annotated[str, Field(pattern=r"^(auto|json|console)$")] = "auto"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -160,7 +161,8 @@ async def fill_disk_of_database(world: World, chance: random.Random) -> None:
 
 
 async def fill_disk_of_broker(world: World, chance: random.Random) -> None:
-    await _fill(world.machines.disk_of("rabbitmq"), chance)
+    """To where it takes nothing more; without a single byte RabbitMQ 3.10 lives on and never answers again."""
+    await _fill(world.machines.disk_of("rabbitmq"), chance, leave=100 * 1024 * 1024)
 
 
 async def cut_cache(world: World, chance: random.Random) -> None:
@@ -193,7 +195,7 @@ FAULTS: Final[Mapping[str, Deed]] = {
     "tables locked": lock_tables,
     "deadlocks": make_deadlocks,
     "full disk of the database": fill_disk_of_database,
-    "full disk of the broker": fill_disk_of_broker,
+    "disk of the broker below its limit": fill_disk_of_broker,
     "SIGKILL of the cache": kill_cache,
     "SIGSTOP of the cache": stop_cache,
     "links to the cache cut": cut_cache,
@@ -219,21 +221,21 @@ async def _silence(link: Link, chance: random.Random) -> None:
     link.heal()
 
 
-async def _fill(disk: Path, chance: random.Random) -> None:
-    """Take every byte that is left for a while."""
+async def _fill(disk: Path, chance: random.Random, *, leave: int = 0) -> None:
+    """Take every byte that is left for a while, or all but ``leave``."""
     filler = disk / "filler"
     try:
-        await asyncio.to_thread(_write_until_full, filler)
+        await asyncio.to_thread(_write_until_full, filler, leave)
         await asyncio.sleep(chance.uniform(1, 3))
     finally:
         await asyncio.to_thread(filler.unlink, missing_ok=True)
 
 
-def _write_until_full(file: Path) -> None:
+def _write_until_full(file: Path, leave: int) -> None:
     with file.open("wb", buffering=0) as output:
         for size in (1_048_576, 4_096, 1):
             with suppress(OSError):
-                while output.write(bytes(size)) == size:
+                while shutil.disk_usage(file.parent).free > leave and output.write(bytes(size)) == size:
                     pass
 
 
