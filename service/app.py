@@ -38,6 +38,7 @@ from service.observability import (
     CACHE_EPOCHS,
     CACHE_REQUESTS,
     configure_logging,
+    watch_loop,
 )
 from service.publisher import Publisher
 from service.relay import Relay
@@ -154,6 +155,7 @@ class Service:
         try:
             for lane in self._lanes:
                 start(lane.queue, lane.run())
+            start("loop", watch_loop())
             start("relay", self._relay.run())
             start("invalidator", self._invalidator.run())
             start("cache auditor", self._auditor.run())

@@ -1,7 +1,9 @@
 """Logs and metrics: how they look, and every metric's name in one place."""
 
+import asyncio
 import logging
 import sys
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -86,6 +88,11 @@ OUTBOX_LAG = Gauge(
     "persistence_outbox_lag_seconds", "Age of the oldest event that is not published.", registry=REGISTRY
 )
 RELAY_LEADER = Gauge("persistence_relay_leader", "1 while this instance publishes.", registry=REGISTRY)
+LOOP_LAG = Gauge(
+    "persistence_event_loop_lag_seconds",
+    "How late the event loop came back to a waiting task, at worst in the last seconds.",
+    registry=REGISTRY,
+)
 JOB_RUNS = Counter(
     "persistence_job_runs_total",
     "Runs of jobs by this instance, by outcome: done, failed (and tried again), or taken_over by another instance.",
@@ -100,6 +107,17 @@ JOB_LAST_SUCCESS = Gauge(
 )
 JOB_LAST_SECONDS = Gauge("persistence_job_last_duration_seconds", "How long that took.", ["job"], registry=REGISTRY)
 JOB_LAST_ROWS = Gauge("persistence_job_last_rows", "How many rows or keys it was about.", ["job"], registry=REGISTRY)
+
+
+async def watch_loop(*, looks: int = 50, pause: float = 0.1) -> None:
+    """Measure until cancelled how late the event loop is: what blocks it keeps heartbeats waiting too."""
+    while True:
+        worst = 0.0
+        for _ in range(looks):
+            started = time.monotonic()
+            await asyncio.sleep(pause)
+            worst = max(worst, time.monotonic() - started - pause)
+        LOOP_LAG.set(worst)
 
 
 def configure_logging(level: str, style: str) -> None:
