@@ -178,7 +178,7 @@ class Executor:
                 await self._in_order([task])
             return
         [task] = tasks
-        task.refusal = refusal_for(error) or _defect(task.received, error)
+        task.refusal, task.is_plain = refusal_for(error) or _defect(task.received, error), False
         await self._attempt(tasks)
 
     async def _attempt(self, tasks: Sequence[Task]) -> None:

@@ -4,12 +4,13 @@ import asyncio
 import json
 import secrets
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from deploy.servers import Servers
 from service.config import Settings
@@ -40,13 +41,41 @@ async def fresh_vhost(servers: Servers) -> AsyncIterator[str]:
         await asyncio.to_thread(manage, servers, "DELETE", f"/api/vhosts/{name}")
 
 
+class _TakenBack(AsyncSession):
+    """In a transaction that is taken back nothing commits by itself: each statement that should has a savepoint."""
+
+    _commits_each = False
+
+    async def connection(
+        self, *, execution_options: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> AsyncConnection:
+        options = dict(execution_options or {})
+        self._commits_each = options.pop("isolation_level", None) == "AUTOCOMMIT"
+        return await super().connection(execution_options=options, **kwargs)
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._commits_each:
+            return await super().execute(*args, **kwargs)
+        try:
+            result = await super().execute(*args, **kwargs)
+        except BaseException:
+            await self.rollback()
+            raise
+        await self.commit()
+        return result
+
+
 @asynccontextmanager
 async def taken_back(engine: AsyncEngine, vault: Vault) -> AsyncIterator[SessionMaker]:
     """Sessions whose commits are taken back at the end: what comes next finds the database as it was."""
     async with engine.connect() as connection:
         transaction = await connection.begin()
         yield async_sessionmaker(
-            connection, join_transaction_mode="create_savepoint", expire_on_commit=False, info=with_vault(vault)
+            connection,
+            class_=_TakenBack,
+            join_transaction_mode="create_savepoint",
+            expire_on_commit=False,
+            info=with_vault(vault),
         )
         await transaction.rollback()
 

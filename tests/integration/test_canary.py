@@ -125,7 +125,7 @@ async def everything_stored(service: RunningService) -> dict[str, str]:
     found = await every_row(service.database_url)
     async with Redis.from_url(service.redis_url) as redis:
         keys = await redis.keys("*")
-        values = [await redis.get(key) for key in keys]
+        values = [await (redis.hgetall(key) if await redis.type(key) == b"hash" else redis.get(key)) for key in keys]
     found["cache"] = "".join(repr(part) for part in (*keys, *values))
     return found
 

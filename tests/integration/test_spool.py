@@ -76,13 +76,16 @@ async def client(url: str) -> AsyncIterator[PersistenceClient]:
 
 
 async def sent(channel: AbstractChannel, lane: Lane = Lane.TRADING) -> list[Any]:
-    """What lies in a lane."""
-    queue = await channel.get_queue(lane.queue, ensure=False)
-    messages = []
-    while (message := await queue.get(fail=False)) is not None:
-        messages.append(message)
+    """What lies in a lane. It is subscribed to, since a lane with a single active consumer gives nothing else."""
+    queue = await channel.declare_queue(lane.queue, passive=True)
+    messages: asyncio.Queue[Any] = asyncio.Queue()
+    tag = await queue.consume(messages.put)
+    async with asyncio.timeout(30):
+        found = [await messages.get() for _ in range(queue.declaration_result.message_count or 0)]
+    await queue.cancel(tag)
+    for message in found:
         await message.ack()
-    return messages
+    return found
 
 
 class TestSpool:
