@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -46,10 +46,8 @@ class _TakenBack(AsyncSession):
 
     _commits_each = False
 
-    async def connection(
-        self, *, execution_options: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> AsyncConnection:
-        options = dict(execution_options or {})
+    async def connection(self, **kwargs: Any) -> AsyncConnection:  # type: ignore[override]
+        options = dict(kwargs.pop("execution_options", {}))
         self._commits_each = options.pop("isolation_level", None) == "AUTOCOMMIT"
         return await super().connection(execution_options=options, **kwargs)
 
