@@ -18,6 +18,10 @@ _LOOK_SECONDS: Final = 0.5
 _RUN_ID: Final = re.compile(r"run_id:(\w+)")
 
 
+class UncertifiedError(RedisError):
+    """Redis is there, and holds no valid certificate for the cache."""
+
+
 class CertificateWatch:
     """Looks for the certificate of a cache, and knows at any moment whether there is a valid one.
 
@@ -35,6 +39,7 @@ class CertificateWatch:
 
     def __init__(self, redis: Redis, *, namespace: str) -> None:
         self._redis = redis
+        self._namespace = namespace
         self._name = name_of_certificate(namespace)
         self._certificate: Certificate | None = None
         self._valid_until = 0.0
@@ -59,12 +64,23 @@ class CertificateWatch:
             heed_cancellation()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def wait(self, seconds: float) -> None:
-        """Return as soon as there is a certificate, and after so many seconds in any case."""
+    async def wait(self, seconds: float) -> Certificate:
+        """The certificate, as soon as there is one.
+
+        Raises `UncertifiedError` if so many seconds bring none, and another RedisError if Redis does not answer.
+        """
         until = time.monotonic() + seconds
-        while self.current() is None and time.monotonic() < until:
+        while True:
             await self.look_if_due()
+            heed_cancellation()
+            if (certificate := self.current()) is not None:
+                return certificate
+            if time.monotonic() >= until:
+                break
             await asyncio.sleep(0.05)
+        # A server that cannot be reached is another matter than one without a certificate.
+        await self._redis.ping()
+        raise UncertifiedError(f"nobody certifies the cache {self._namespace}, so it is neither read nor filled")
 
     async def look_if_due(self) -> None:
         """Look, unless somebody did within the last half second."""

@@ -9,14 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, cast
 
-import asyncpg
 import typer
-import uvloop
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.exc import DBAPIError
 
 from contracts.base import Lookup
 from contracts.cache import CacheInvalidated, InvalidationView
@@ -24,11 +20,10 @@ from contracts.certificate import Certificate, name_of
 from contracts.certificate_watch import CertificateWatch
 from contracts.leased_cache import LeasedCache, connect
 from service import jobs
-from service.app import StartError
 from service.cache_audit import CacheAudit, question_of
+from service.cli.jobs import in_words
 from service.config import LibrarySettings
 from service.database import SessionMaker, build_engine, build_session_maker
-from service.errors import advice, reason
 from service.lookup_server import LookupServer
 from service.outbox import record
 from service.publisher import Publisher
@@ -41,10 +36,6 @@ _REDIS_SECONDS: Final = 2.0
 _AT_ONCE: Final = 20
 """Comparisons under way; those that found something wrong wait for some seconds to look again."""
 _WINDOWS: Final = (1.0, 5.0)
-_UNCERTIFIED: Final = (
-    "the cache is not certified, so nobody reads it; is `persistence serve` running, with this CACHE_NAMESPACE and "
-    "this REDIS_URL?"
-)
 
 
 @app.command()
@@ -94,7 +85,6 @@ def warm(
     """Cache what lookups ask about symbols, of all exchanges with active accounts or of one."""
 
     async def work(reach: "_Reach") -> dict[str, int]:
-        await reach.certificate()
         parameters = {} if cat_ex_id is None else {"cat_ex_id": cat_ex_id}
         async with jobs.scheduler(reach.settings) as scheduler:
             return dict(await scheduler.run_now("warming", parameters))
@@ -178,13 +168,8 @@ class _Reach:
     audit: CacheAudit
 
     async def certificate(self) -> Certificate:
-        """The certificate at this moment; raises StartError if there is none."""
-        await self.watch.look_if_due()
-        # A server that cannot be reached is another matter than one without a certificate.
-        await self.redis.ping()
-        if (certificate := self.watch.current()) is None:
-            raise StartError(f"CACHE_NAMESPACE: {_UNCERTIFIED}")
-        return certificate
+        """The certificate at this moment; raises UncertifiedError if there is none."""
+        return await self.watch.wait(0)
 
 
 @asynccontextmanager
@@ -263,9 +248,4 @@ def _in_words(work: Any) -> Any:
         async with _reach() as reach:
             return await work(reach)
 
-    try:
-        return uvloop.run(run())
-    except RedisError as error:
-        raise StartError(f"REDIS_URL: {reason(error)}; {advice(error, 'Redis')}") from error
-    except (OSError, asyncpg.PostgresError, DBAPIError) as error:
-        raise StartError(f"DATABASE_URL: {reason(error)}; {advice(error, 'PostgreSQL')}") from error
+    return in_words(run())

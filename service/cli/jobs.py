@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import asyncpg
 import typer
@@ -15,6 +15,7 @@ from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from contracts.certificate_watch import UncertifiedError
 from service import jobs
 from service.app import StartError
 from service.config import LibrarySettings
@@ -27,11 +28,13 @@ app = typer.Typer(help="What the service does by the clock.", no_args_is_help=Tr
 
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
+_ADVICE: Final = "is `persistence serve` running, with this CACHE_NAMESPACE and this REDIS_URL?"
+
 
 @app.command(name="list")
 def list_(as_json: Json = False) -> None:
     """List runs that are due or were done."""
-    runs = _in_words(_runs(LibrarySettings.read()))
+    runs = in_words(_runs(LibrarySettings.read()))
     if as_json:
         print(json.dumps(runs, indent=2, default=datetime.isoformat))
         return
@@ -59,7 +62,7 @@ def run(
     parameters = {option: value for option, value in asked.items() if value is not None}
     work = _foresee(settings, older_than_days) if dry_run else _run(settings, name, parameters)
     try:
-        done = _in_words(work)
+        done = in_words(work)
     except jobs.Busy:
         Console(stderr=True).print(f"persistence: {name} is being run by an instance of the service; try again")
         raise typer.Exit(1) from None
@@ -117,10 +120,12 @@ async def _foresee(settings: LibrarySettings, older_than_days: int | None) -> di
         await engine.dispose()
 
 
-def _in_words(work: Any) -> Any:
+def in_words(work: Any) -> Any:
     """What ``work`` gives; outages are one line that names the setting."""
     try:
         return uvloop.run(work)
+    except UncertifiedError as error:
+        raise StartError(f"CACHE_NAMESPACE: {error}; {_ADVICE}") from error
     except RedisError as error:
         raise StartError(f"REDIS_URL: {reason(error)}; {advice(error, 'Redis')}") from error
     except (OSError, asyncpg.PostgresError, DBAPIError) as error:

@@ -62,7 +62,7 @@ async def scheduler(settings: LibrarySettings) -> AsyncIterator[Scheduler]:
 
 
 async def _warm(run: Run, *, cache: LeasedCache, watch: CertificateWatch) -> None:
-    """At the start of the service it takes a moment until the cache may be filled."""
+    """At the start of the service it takes a moment until the cache may be filled; without it there is no success."""
     await watch.wait(_CERTIFICATE_SECONDS)
     await warm(run, cache)
 

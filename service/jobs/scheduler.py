@@ -18,6 +18,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -146,7 +147,7 @@ class Scheduler:
                     pass
                 pause = _POLL_SECONDS
             except Exception as error:
-                log.warning("jobs_wait", error=reason(error), exc_info=None if is_transient(error) else error)
+                log.warning("jobs_wait", error=reason(error), exc_info=None if _is_outage(error) else error)
                 pause = min(pause * 2, 30.0)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
 
@@ -175,7 +176,7 @@ class Scheduler:
             await session.flush()
         run = Run(self._sessions, job, self._holder, asked.run_id, parameters, report=report)
         try:
-            error = await self._carry_out(run)
+            error = await self._carry_out(run, is_logged=False)
         finally:
             # Whoever asked is told that it failed, or broke it off: nobody is to try again for them.
             async with self._sessions.begin() as session:
@@ -206,7 +207,7 @@ class Scheduler:
         done = Counter(row.progress or {})
         return Run(self._sessions, job, self._holder, run_id, row.parameters, row.message_id, done)
 
-    async def _carry_out(self, run: Run) -> Exception | None:
+    async def _carry_out(self, run: Run, *, is_logged: bool = True) -> Exception | None:
         """Do it and note what came of it; gives the failure, if it failed."""
         started = time.perf_counter()
         try:
@@ -218,9 +219,10 @@ class Scheduler:
             JOB_RUNS.labels(job=run.job, outcome="taken_over").inc()
             return Busy(run.job)
         except Exception as error:
-            log.error(  # noqa: TRY400 - outages need no traceback
-                "job_failed", job=run.job, error=reason(error), exc_info=None if is_transient(error) else error
-            )
+            if is_logged:
+                log.error(  # noqa: TRY400 - outages need no traceback
+                    "job_failed", job=run.job, error=reason(error), exc_info=None if _is_outage(error) else error
+                )
             JOB_RUNS.labels(job=run.job, outcome="failed").inc()
             await self._note_failure(run, error)
             return error
@@ -279,6 +281,10 @@ class Scheduler:
                     .values(due_at=func.clock_timestamp() + wait, failures=failures + 1, error=reason(error))
                 )
                 await lease.release(session, run.job, self._holder)
+
+
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, RedisError) or is_transient(error)
 
 
 async def _now(session: AsyncSession) -> datetime:

@@ -57,6 +57,7 @@ async def warm_symbol_cache(exchange_id: int) -> int:
     A few statements and a few round trips to Redis for any number of them.
     """
     # Not sessions of `get_async_session`, which would ask the cache.
+    await cache_manager.certificate.look_if_due()
     filled = await warm_catalog(build_session_maker(get_engine()), cache_manager.values, exchange_id)
     async with get_async_session() as session:
         symbols = await SymbolRepository(session).get_by_exchange_id(exchange_id)

@@ -61,6 +61,7 @@ async def get_user_trading_summary(uid: int) -> dict[str, Any] | None:
             found = await TradeRepository(session).get_user_trading_summary(uid)
         return None if found is None else UserTradingSummary.model_validate(found).model_dump_json().encode()
 
+    await cache_manager.certificate.look_if_due()
     value = await cache_manager.values.get(cache_keys.trading_summary(uid), load)
     if value is None:
         return None

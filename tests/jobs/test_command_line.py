@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from service.config import Settings
 from tests.builders import Desk, Direct
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, StartService
 from tests.fresh import environment
 
 
@@ -28,7 +28,11 @@ async def persistence(settings: Settings, *arguments: str) -> tuple[int, str, st
     return process.returncode or 0, said.decode(), complained.decode()
 
 
-async def test_a_job_that_is_run_says_what_it_did_and_nothing_else(settings: Settings, desk: Desk) -> None:
+async def test_a_job_that_is_run_says_what_it_did_and_nothing_else(
+    settings: Settings, desk: Desk, start_service: StartService
+) -> None:
+    await start_service(JOBS_ENABLED="false")  # so that it warms nothing itself
+
     code, said, complained = await persistence(settings, "jobs", "run", "warming", "--json")
 
     assert (code, complained) == (0, "")
@@ -77,12 +81,23 @@ async def test_an_option_of_another_job_is_refused(settings: Settings) -> None:
     assert "are for cleanup" in complained
 
 
+async def test_a_cache_that_nobody_certifies_is_one_line(settings: Settings, desk: Desk) -> None:
+    code, said, complained = await persistence(settings, "jobs", "run", "warming")
+
+    assert (code, said) == (2, "")
+    assert complained == (
+        "persistence: CACHE_NAMESPACE: nobody certifies the cache persistence, so it is neither read nor filled; is "
+        "`persistence serve` running, with this CACHE_NAMESPACE and this REDIS_URL?\n"
+    )
+
+
 async def test_a_cache_that_is_away_is_one_line_without_its_password(settings: Settings, desk: Desk) -> None:
     away = settings.model_copy(update={"redis_url": SecretStr("redis://:hidden-word@127.0.0.1:9/0")})
 
     code, said, complained = await persistence(away, "jobs", "run", "warming")
 
     assert (code, said) == (2, "")
-    assert "REDIS_URL" in complained
+    assert complained.startswith("persistence: REDIS_URL: ")
+    assert complained.count("\n") == 1
     assert "hidden-word" not in complained
     assert "Traceback" not in complained

@@ -276,7 +276,7 @@ ROWS: Final[dict[str, str]] = {
     "X32": "keys of strange symbols do not collide",
     "X33": "a new symbol ends what was cached as absent",
     "X34": "an account's change names all its keys, old and new",
-    "X35": "warming takes two statements per catalog",
+    "X35": "warming takes three statements per catalog",
     "X36": "jobs run once, in small steps",
     "X37": "instants have an offset",
     "X38": "one word per status",

@@ -50,7 +50,7 @@ from service.models import OutboxEvent, Simulation
 from service.publisher import Publisher
 from service.repositories import AccountRepository, TickRepository
 from service.vault import Vault
-from tests.builders import Desk, Direct, a_desk
+from tests.builders import Desk, Direct, a_desk, certify
 from tests.fresh import execute, with_path
 from tests.manual.record import Claims, Table
 
@@ -275,9 +275,12 @@ async def cache(library: None, redis_url: str) -> AsyncIterator[LeasedCache]:
 
 
 @pytest.fixture
-def relied_on(library: None) -> None:
-    """The library reads through the cache."""
-    cache_manager.values = relied_on_cache(cache_manager.redis_client)
+async def relied_on(library: None, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library reads through the cache, which is certified as by a service that keeps it fresh."""
+    monkeypatch.setenv("CACHE_TIMEOUT", "2")
+    # What it has seen so far, while nobody certified the cache, holds for half a second.
+    await cache_manager.close()
+    await certify(redis_url)
 
 
 @pytest.fixture

@@ -356,6 +356,6 @@ async def test_nothing_of_a_row_is_cached_that_no_view_shows(shop: Market, redis
         await ExchangeRepository(session).get_active_exchanges()
 
     async with Redis.from_url(redis_url) as redis:
-        values: list[Any] = [await redis.get(name) for name in await redis.keys("*")]
+        values: list[Any] = [await redis.get(name) for name in await redis.keys(name_of(NAMESPACE, "*"))]
     assert len(values) == 2
     assert not any(secret in value for value in values for secret in (b"api_key", b"api_secret", b"passphrase"))

@@ -562,7 +562,7 @@ async def test_create_user_with_retry_creates_one_user(library: None, monkeypatc
     "F24", "get_symbols_with_fallback", differs="X19: what is known last, or unavailable; never a made-up empty list"
 )
 async def test_get_symbols_with_fallback_survives_the_database(
-    market: Market, monkeypatch: pytest.MonkeyPatch
+    market: Market, relied_on: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = market.catalog.cat_ex_id
     symbols = await get_symbols_with_fallback(catalog)

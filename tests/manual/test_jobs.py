@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 
+from contracts.certificate_watch import UncertifiedError
 from service.config import Settings
 from service.database import get_async_session
 from service.jobs import jobs
@@ -18,9 +19,14 @@ from tests.manual.conftest import Market
 
 
 @pytest.mark.manual("J1", "cache_warming_job", differs="X35: each catalog once, and only what is not cached")
-async def test_cache_warming_job(market: Market) -> None:
+async def test_cache_warming_job(market: Market, relied_on: None) -> None:
     assert await cache_warming_job() == 4
     assert await cache_warming_job() == 0
+
+
+async def test_cache_warming_job_fails_where_nobody_certifies_the_cache(market: Market) -> None:
+    with pytest.raises(UncertifiedError, match="nobody certifies the cache persistence"):
+        await cache_warming_job()
 
 
 @pytest.mark.manual("J2", "daily_cleanup_job", differs="X36: whole partitions, else few rows at a time")

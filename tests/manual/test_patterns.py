@@ -145,7 +145,7 @@ async def test_a_value_can_be_cached_by_hand(market: Market) -> None:
     assert await summary(market.user.uid) == {"total_bots": 1, "cached": True}
 
 
-@pytest.mark.manual("W7", "warming a cache", differs="X35: two statements and one pipeline")
+@pytest.mark.manual("W7", "warming a cache", differs="X35: three statements and two pipelines")
 async def test_a_cache_is_warmed_before_anybody_asks(relied_on: None, market: Market) -> None:
     assert await warm_symbol_cache(market.catalog.cat_ex_id) == 1
 

@@ -132,7 +132,7 @@ def test_the_service_runs_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
         loops.append(asyncio.get_running_loop())
         return 0
 
-    monkeypatch.setattr(cli, "serve", serve)
+    monkeypatch.setattr("service.app._serve", serve)
     for name, url in {
         "DATABASE_URL": "postgresql://h/d",
         "RABBITMQ_URL": "amqp://h/",
