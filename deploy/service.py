@@ -102,11 +102,19 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def interrupt_on_sigterm() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, with everything cleaned up."""
+def interrupt_on_sigterm(*, within: int = 0) -> None:
+    """Have SIGTERM end this process as Ctrl-C does, with everything cleaned up.
+
+    After ``within`` seconds the kernel ends it, cleaned up or not; 0 leaves it all the time it takes.
+    """
     # A parent that ignores interrupts, as a shell does for its background jobs, must not make us deaf to them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(*_: object) -> None:
+        signal.alarm(within)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _environment(servers: Servers) -> dict[str, str]:

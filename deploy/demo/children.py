@@ -16,7 +16,8 @@ R = TypeVar("R", bound=BaseModel)
 
 # A bot's whole journal is one line.
 _LONGEST_LINE = 16 * 1024 * 1024
-_SECONDS_TO_END = 5
+SECONDS_TO_END = 5
+"""What a child may take to clean up."""
 
 
 class ChildError(Exception):
@@ -48,7 +49,7 @@ class Child(Generic[R]):
             with suppress(ProcessLookupError):
                 self._process.terminate()
             try:
-                async with asyncio.timeout(_SECONDS_TO_END):
+                async with asyncio.timeout(SECONDS_TO_END):
                     await self._process.wait()
             except TimeoutError:
                 self._process.kill()

@@ -1,6 +1,7 @@
 """Another service with a cache of its own: ``python -m deploy.demo.subscriber NAMESPACE CAT_EX_ID``.
 
-It keeps every symbol of an exchange in Redis, hears of one that changes, and looks at what that did to its cache.
+It keeps every symbol of an exchange in Redis, hears of one that changes, and looks at what that did to its cache. It
+goes on until it is asked to end.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from contracts.client import PersistenceClient
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from deploy.demo import market
-from deploy.demo.children import report
+from deploy.demo.children import SECONDS_TO_END, report
 from deploy.service import interrupt_on_sigterm
 
 
@@ -139,10 +140,13 @@ async def main(namespace: str, cat_ex_id: int) -> None:
                     )
                 )
             )
+            # As long as there is a service its heartbeats come, and somebody has to take them from the queue.
+            await asyncio.Event().wait()
         finally:
             await symbols.clear()
 
 
 if __name__ == "__main__":
-    interrupt_on_sigterm()  # so that it can leave nothing behind
+    # So that it can leave nothing behind: neither its keys nor, where nobody is left to kill it, itself.
+    interrupt_on_sigterm(within=SECONDS_TO_END)
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -263,8 +263,7 @@ def _cache_lost_its_stale_keys(evidence: Evidence) -> Check:
         stale = [
             cache_keys.symbol(market.TRADED.symbol, row["cat_ex_id"]),
             cache_keys.symbols_of_exchange(row["cat_ex_id"]),
-            cache_keys.symbol_decimals(row["symbol_id"]),
-        ]
+        ]  # its decimals are cached as well, and did not change
         # Each symbol and its decimals, and the list of them all.
         check.expect("keys in the cache", 2 * len(evidence.listings) + 1, evidence.cached)
         check.expect("keys removed", sorted(stale), change.removed)

@@ -287,6 +287,19 @@ class TestDemo:
             process.kill()
         until(lambda: not processes_with(marker))
 
+    def test_a_part_that_never_finishes_cleaning_up_is_ended_all_the_same(self) -> None:
+        deaf = (
+            "import signal, time\n"
+            "from deploy.service import interrupt_on_sigterm\n"
+            "interrupt_on_sigterm(within=1)\n"
+            "try:\n"
+            "    signal.raise_signal(signal.SIGTERM)\n"
+            "except KeyboardInterrupt:\n"
+            "    time.sleep(60)\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", deaf], cwd=REPOSITORY, check=False, timeout=30)
+        assert ended.returncode == -signal.SIGALRM
+
     def test_says_in_a_line_why_it_cannot_start(self, servers: Servers) -> None:
         nowhere = replace(servers, database_url="postgresql://user:secret@127.0.0.1:1/nowhere")
         with demo(servers=nowhere) as (process, _):
