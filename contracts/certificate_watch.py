@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from contracts.cancellation import heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of_certificate
 
 _LOOK_SECONDS: Final = 0.5
@@ -132,17 +133,6 @@ class CertificateWatch:
                 raise RedisConnectionError("the connection was lost; the cache is read again when certified anew")
 
         arguments["redis_connect_func"] = connect
-
-
-def heed_cancellation() -> None:
-    """Raise CancelledError if this task was cancelled; for loops that ask Redis.
-
-    redis-py sends in `asyncio.wait_for`, which up to Python 3.11 loses a cancellation that comes when it is done
-    (python/cpython#86296).
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _read(held: bytes | str | None) -> Certificate | None:

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
 from contracts.cache import CacheInvalidated
+from contracts.cancellation import end, heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of, name_of_certificate, name_of_progress
-from contracts.certificate_watch import CertificateWatch, heed_cancellation
+from contracts.certificate_watch import CertificateWatch
 from contracts.heartbeat import Heartbeat
 from contracts.key_spec import ANY, SPECS
 from contracts.topology import EVENTS, HEARTBEATS, INVALIDATION_QUEUE_ARGUMENTS
@@ -175,8 +176,7 @@ class CacheInvalidator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         await self.close()
 
     async def close(self) -> None:
@@ -195,13 +195,13 @@ class CacheInvalidator:
                 try:
                     await self._link.channel()
                 except BROKEN_LINK:
+                    heed_cancellation()
                     await asyncio.sleep(random.uniform(0.1, 1))
                     continue
                 await self._apply_next(self._subscription)
                 heed_cancellation()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await end(watching)
 
     async def _apply_next(self, subscription: _Subscription) -> None:
         """Apply what has arrived, or see whether the broker is there if nothing does."""

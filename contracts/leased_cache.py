@@ -21,6 +21,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease
 from contracts.cache_store import Away, Store, connect
+from contracts.cancellation import end
 from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
 from contracts.key_spec import ANY, spec_of
 from contracts.loads import Loads
@@ -90,9 +91,7 @@ class LeasedCache:
 
     async def close(self) -> None:
         """End what is done in the background. The connection is the caller's."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await end(*self._background)
 
     async def get(self, key: str, load: Load, *, after: str | None = None) -> bytes | None:
         """The value of ``key``, loaded and stored if it is not cached; None if there is none. Only ``load`` can fail.

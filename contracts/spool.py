@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 from uuid import UUID, uuid4
 
 from contracts.base import Command
+from contracts.cancellation import end
 from contracts.client import PersistenceClient, new_message_id
 from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
 from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
@@ -114,8 +115,7 @@ class Spool:
     async def close(self) -> None:
         """Stop sending; what is not confirmed stays for the next process."""
         if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
+            await end(self._sender)
             self._sender = None
         await self._in_thread(self._shut)
         self._thread.shutdown()

@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +17,7 @@ import uvloop
 from redis.exceptions import AuthenticationError
 
 from contracts.amqp import BROKEN_LINK, Link
+from contracts.cancellation import end
 from contracts.certificate import Certificate
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
@@ -51,7 +52,6 @@ log = structlog.get_logger()
 _LOOKUP_PREFETCH = 500
 _SECONDS_TO_SUBSCRIBE: Final = 15.0
 _SECONDS_TO_CLOSE: Final = 10.0
-_SECONDS_TO_HEED: Final = 0.5
 
 # Events of everything that lookups cache; those of orders, trades and logs are many and make nothing stale.
 _CACHED_ENTITIES = ("bot.#", "catalog.#", "exchange.#", "strategy.#", "symbol.#", "symbols.#", "user.#")
@@ -175,7 +175,7 @@ class Service:
                 await self._finish()
         finally:
             self._ending()
-            await _end(tasks)
+            await end(*tasks)
             await self._close()
         log.info("stopped", failed=failed)
         return 1 if failed else 0
@@ -264,15 +264,6 @@ class Service:
         with suppress(Exception):
             async with asyncio.timeout(2):
                 await self._engine.dispose()
-
-
-async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended: with Python 3.11 a client library may take a cancellation for its own."""
-    while going := [task for task in tasks if not task.done()]:
-        for task in going:
-            task.cancel()
-        await asyncio.wait(going, timeout=_SECONDS_TO_HEED)
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _age(certificate: Certificate | None) -> float:

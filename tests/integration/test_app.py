@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import pytest
 
@@ -25,19 +24,6 @@ async def test_a_start_that_does_not_come_to_an_end_fails(
     monkeypatch.setattr(app, "_SECONDS_TO_SUBSCRIBE", 0.1)
     with pytest.raises(StartError, match="RABBITMQ_URL"):
         await service.run()
-
-
-async def test_a_task_whose_library_swallows_a_cancellation_ends_all_the_same() -> None:
-    async def deaf() -> None:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-        await asyncio.sleep(60)
-
-    task = asyncio.create_task(deaf())
-    await asyncio.sleep(0)
-    async with asyncio.timeout(10):
-        await app._end([task])
-    assert task.cancelled()
 
 
 async def test_what_blocks_the_loop_is_measured() -> None:
