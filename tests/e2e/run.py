@@ -70,7 +70,8 @@ class Run:
         assert sequences_have_no_gap(self.listener.distinct)
         assert await value(service.database_url, "SELECT count(*) FROM dead_letters") == refused
         if repeated is not None:
-            assert await repetitions(service) == repeated
+            found = await repetitions(service)
+            assert found == repeated, f"{found} repetitions were recognised"
         # What was delivered and not acknowledged becomes visible when its consumer has gone.
         assert await service.terminate() == 0
         for queue in QUEUES:
