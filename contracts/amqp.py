@@ -5,6 +5,7 @@ dead without a word. Here a broken link is an error to the caller of the moment,
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Generic, Protocol, TypeVar
@@ -46,7 +47,7 @@ def lost_links_as_errors() -> Iterator[None]:
         raise ConnectionError("the link to the broker was lost") from None
 
 
-class _Link(Generic[C]):
+class _Link(ABC, Generic[C]):
     """One connection with one channel.
 
     ``setup`` is called with each new channel, to declare and consume. Safe for use by many tasks at once.
@@ -71,8 +72,9 @@ class _Link(Generic[C]):
         self._connection: AbstractConnection | None = None
         self._channel: C | None = None
 
+    @abstractmethod
     async def _open_on(self, connection: AbstractConnection) -> C:
-        raise NotImplementedError
+        """The link's channel on a new connection."""
 
     @property
     def is_open(self) -> bool:

@@ -8,6 +8,7 @@ tests/integration/test_wire.py.
 """
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -53,9 +54,9 @@ class DirectChannel(Channel):
         self._missing = 0
         self._complete: Take = _nobody
 
+    @abstractmethod
     def _taker(self, consumer_tag: str) -> Take | None:
         """Who takes the deliveries of a subscription; None for those that are left to aiormq."""
-        raise NotImplementedError
 
     def _take_frame(self, frame: Any) -> bool:
         if self._begun is not None:
