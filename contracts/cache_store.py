@@ -14,7 +14,10 @@ from contracts.cache_entry import HEAD_BYTES
 
 T = TypeVar("T")
 
-_BROKEN: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
+REDIS_AWAY: Final = (RedisError, OSError, TimeoutError)
+"""What a command raises that Redis does not answer."""
+
+_BROKEN: Final = (*REDIS_AWAY, RedisClusterException)
 _ERRORS: Final = 5
 _REST_SECONDS: Final = 1.0
 _KEYS_PER_STEP: Final = 500

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from contracts.cache_store import REDIS_AWAY
 from contracts.cancellation import heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of_certificate
 
@@ -99,7 +100,7 @@ class CertificateWatch:
                 pipe.pttl(self._name)
                 pipe.info("server")
                 held, milliseconds, server = await pipe.execute()
-        except (RedisError, OSError, TimeoutError):
+        except REDIS_AWAY:
             return
         certificate = _read(held)
         if certificate is None or certificate.run_id != server["run_id"]:

@@ -15,11 +15,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelPreconditionFailed
 from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
 from contracts.cache import CacheInvalidated
+from contracts.cache_store import REDIS_AWAY
 from contracts.cancellation import end, heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of, name_of_certificate, name_of_progress
 from contracts.certificate_watch import CertificateWatch
@@ -43,7 +43,6 @@ _SWITCH_SECONDS: Final = _CERTIFIED_SECONDS + 1.0
 """How long readers may still go by a certificate that was replaced."""
 _NAMES_AT_ONCE: Final = 500
 _SCHEMA_VERSION: Final = 1
-_REDIS_AWAY: Final = (RedisError, OSError, TimeoutError)
 
 # KEYS: progress; ARGV: who takes over from now on. Gives the progress so far.
 _TAKE: Final = """
@@ -242,7 +241,7 @@ class CacheInvalidator:
             except _TakenOverError:
                 await self._link.close()
                 return False
-            except _REDIS_AWAY:
+            except REDIS_AWAY:
                 # The keys stay stale as long as Redis is away; the events are not done before they are gone.
                 self._is_held = True
                 await asyncio.sleep(random.uniform(pause / 2, pause))

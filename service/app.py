@@ -16,6 +16,7 @@ import structlog
 import uvloop
 from redis.exceptions import AuthenticationError
 
+from contracts import cache_keys
 from contracts.amqp import BROKEN_LINK, Link
 from contracts.cancellation import end
 from contracts.certificate import Certificate
@@ -53,9 +54,6 @@ _LOOKUP_PREFETCH = 500
 _SECONDS_TO_SUBSCRIBE: Final = 15.0
 _SECONDS_TO_CLOSE: Final = 10.0
 
-# Events of everything that lookups cache; those of orders, trades and logs are many and make nothing stale.
-_CACHED_ENTITIES = ("bot.#", "catalog.#", "exchange.#", "strategy.#", "symbol.#", "symbols.#", "user.#")
-
 
 class StartError(Exception):
     """A server cannot be reached or used; the message names the setting and what to do."""
@@ -79,7 +77,7 @@ class Service:
             self._redis,
             queue=f"{settings.cache_namespace}.cache",
             namespace=settings.cache_namespace,
-            bindings=_CACHED_ENTITIES,
+            bindings=sorted(cache_keys.events()),
             on_applied=self._applied,
             on_new_epoch=lambda why: CACHE_EPOCHS.labels(why=why).inc(),
         )

@@ -17,13 +17,13 @@ from typing import Any, Final, ParamSpec, TypeVar, Union, get_args, get_origin, 
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from contracts import cache_keys
 from contracts.base import View
+from contracts.cache_store import REDIS_AWAY
 from contracts.certificate_watch import CertificateWatch
 from contracts.exchange import CatExchangeView, ExchangeView
 from contracts.leased_cache import LeasedCache, connect
@@ -58,7 +58,6 @@ _KEYS_OF_EXCHANGE_METHODS: Final[Mapping[str, Key]] = {
 }
 
 _TO_REMOVE: Final = "keys_to_remove"
-_BROKEN: Final = (RedisError, OSError, TimeoutError)
 
 
 class CacheManager:
@@ -150,7 +149,7 @@ class CacheManager:
     async def invalidate(self, keys: Sequence[str]) -> None:
         """Remove logical keys at once. With Redis away the service removes them, when it hears of the change."""
         await self.certificate.look_if_due()
-        with suppress(*_BROKEN):
+        with suppress(*REDIS_AWAY):
             await self.values.invalidate(keys)
 
     async def invalidate_symbol_caches(self, exchange_id: int) -> None:

@@ -18,10 +18,10 @@ from urllib.parse import unquote
 import structlog
 from pydantic import ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from contracts.base import Lookup
 from contracts.cache_entry import LEASE, Entry
+from contracts.cache_store import REDIS_AWAY
 from contracts.certificate import CertificateSource, name_of
 from contracts.key_spec import spec_of
 from service.errors import is_transient
@@ -37,7 +37,6 @@ WINDOWS: Final = (1.0, 5.0, 60.0)
 """Seconds after which an entry that differs is looked at again."""
 _NOTHING: Final = b"null"
 _WAITING_AT_MOST: Final = 100
-_REDIS_AWAY: Final = (RedisError, OSError, TimeoutError)
 
 
 class Held(NamedTuple):
@@ -137,7 +136,7 @@ class CacheAuditor:
         try:
             seconds = await self._audit.stale(key, question)
         except Exception as error:
-            if not (isinstance(error, _REDIS_AWAY) or is_transient(error)):
+            if not (isinstance(error, REDIS_AWAY) or is_transient(error)):
                 raise
             return
         if seconds:

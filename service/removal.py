@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from redis.exceptions import RedisError
-
+from contracts.cache_store import REDIS_AWAY
 from contracts.leased_cache import LeasedCache
 from service.observability import CACHE_REMOVALS
 
@@ -26,7 +25,7 @@ def remover(cache: LeasedCache) -> Remove:
         try:
             async with asyncio.timeout(_BUDGET_SECONDS):
                 await cache.invalidate(keys)
-        except (RedisError, OSError, TimeoutError):
+        except REDIS_AWAY:
             is_done = False
         else:
             is_done = True

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from contracts.base import Lookup
 from contracts.cache import CacheInvalidated, InvalidationView
+from contracts.cancellation import end
 from contracts.certificate import Certificate, name_of
 from contracts.certificate_watch import CertificateWatch
 from contracts.leased_cache import LeasedCache, connect
@@ -190,8 +191,7 @@ async def _reach() -> AsyncIterator[_Reach]:
     try:
         yield _Reach(settings, redis, watch, sessions, audit)
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await end(watching)
         await redis.aclose()
         await engine.dispose()
 

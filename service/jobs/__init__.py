@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from contracts.cancellation import end
 from contracts.certificate_watch import CertificateWatch
 from contracts.leased_cache import LeasedCache, connect
 from service.config import LibrarySettings
@@ -54,8 +55,7 @@ async def scheduler(settings: LibrarySettings) -> AsyncIterator[Scheduler]:
     try:
         yield Scheduler(build_session_maker(engine), jobs(settings, cache, watch))
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await end(watching)
         with suppress(Exception):
             await redis.aclose()
         await engine.dispose()

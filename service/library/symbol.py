@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from redis.exceptions import RedisError
 
 from contracts import cache_keys
 from contracts.base import refusal_of
+from contracts.cache_store import REDIS_AWAY
 from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolFields, SymbolView
 from service.cache import cache_manager, detached
@@ -79,7 +79,7 @@ async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:
             raise
         log.warning("database_away", cat_ex_id=exchange_id, error=type(error).__name__, answer="last known")
         return await _last_known(exchange_id)
-    with suppress(RedisError, OSError, TimeoutError):
+    with suppress(*REDIS_AWAY):
         copy = _SYMBOLS.dump_json(_SYMBOLS.validate_python(symbols))
         await cache_manager.redis_client.set(_name_of_last_known(exchange_id), copy, ex=_LAST_KNOWN_SECONDS)
     return symbols
@@ -87,7 +87,7 @@ async def get_symbols_with_fallback(exchange_id: int) -> list[Symbol]:
 
 async def _last_known(cat_ex_id: int) -> list[Symbol]:
     copy = None
-    with suppress(RedisError, OSError, TimeoutError):
+    with suppress(*REDIS_AWAY):
         copy = await cache_manager.redis_client.get(_name_of_last_known(cat_ex_id))
     if copy is None:
         raise Refusal(ErrorCode.UNAVAILABLE, "neither the database nor Redis has the symbols", retryable=True)
