@@ -13,10 +13,11 @@ from sqlalchemy import text
 from contracts import BalanceFields, RemoveExchangeFromBot, SaveBotLog, SymbolUpdates, UpdateSymbol, UpsertBalances
 from contracts.base import EVENT_TYPES, Command
 from service import history
+from service.announced import ABOUT_NO_ROW, ANNOUNCED
 from service.base import Base
 from service.database import SessionMaker
 from service.executor import Executor
-from service.history import ABOUT_NO_ROW, ANNOUNCED, Comparison, Reading, compare
+from service.history import Comparison, Reading, compare
 from tests.builders import Desk, Direct, a_desk, publish_everything, received, with_credentials
 from tests.cases import Scene, a_scene, commands
 from tests.integration.test_stale_keys import NAMES, Observed
