@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from contracts.client import PersistenceClient
+from contracts.leased_cache import connect
 from deploy.servers import Servers
 from service import schema
 from service.config import Settings
@@ -92,6 +93,14 @@ async def redis_url(servers: Servers) -> str:
     async with Redis.from_url(servers.redis_url) as redis:
         await redis.flushdb()
     return servers.redis_url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of an empty Redis, as a cache has it."""
+    redis = connect(redis_url, timeout=2)
+    yield redis
+    await redis.aclose()
 
 
 @pytest.fixture

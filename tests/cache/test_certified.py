@@ -1,20 +1,11 @@
 """A cache whose readers ask for a certificate is read only under a valid one, and only what its epoch holds."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-import pytest
 from redis.asyncio import Redis
 
 from contracts.certificate import Certificate, name_of
-from contracts.leased_cache import LeasedCache, connect
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    redis = connect(redis_url, timeout=2)
-    yield redis
-    await redis.aclose()
+from contracts.leased_cache import LeasedCache
 
 
 def certificate(epoch: int = 1) -> Certificate:

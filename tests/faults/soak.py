@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -223,39 +223,47 @@ async def kills(machines: Machines, folder: Path, options: argparse.Namespace) -
 
 async def broker(machines: Machines, folder: Path, options: argparse.Namespace) -> list[Figure]:
     """The broker is killed; it answers again before the service can go on."""
-    part, times = "broker killed", options.broker
-    delays = []
-    async with Ground.open(machines, folder) as ground:
-        for number in range(1, times + 1):
-            pid = await ground.machines.broker_pid()
-            os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.5)
-            answered = await _first(partial(_broker_answers, ground.rabbitmq_url))
-            before = await ground.newest()
-            delays.append(await ground.until_newer(before) - answered)
-            _tell(part, number, times, f"work {delays[-1]:.2f} s after its answer")
-            await asyncio.sleep(random.uniform(0.5, 2))
-        figures = await ground.account(part, times)
-        return [*figures, _slowest(part, "work resumed after its answer", delays, 3.0)]
+
+    async def kill(ground: Ground) -> float:
+        os.kill(await ground.machines.broker_pid(), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        return await _first(partial(_broker_answers, ground.rabbitmq_url))
+
+    return await _killed("broker killed", options.broker, kill, Ground.open(machines, folder), within=3.0)
 
 
 async def database(machines: Machines, folder: Path, options: argparse.Namespace) -> list[Figure]:
     """All processes of the database are killed."""
-    part, times = "database killed", options.database
+
+    async def kill(ground: Ground) -> float:
+        for pid in await ground.machines.database_pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+        return await _first(partial(_database_answers, ground.database_url))
+
+    return await _killed("database killed", options.database, kill, Ground.open(machines, folder), within=2.0)
+
+
+async def _killed(
+    part: str,
+    times: int,
+    kill: Callable[[Ground], Awaitable[float]],
+    opening: AbstractAsyncContextManager[Ground],
+    *,
+    within: float,
+) -> list[Figure]:
+    """A server is killed again and again. ``kill`` gives when it answered; work is to go on so many seconds after."""
     delays = []
-    async with Ground.open(machines, folder) as ground:
+    async with opening as ground:
         for number in range(1, times + 1):
-            for pid in await ground.machines.database_pids():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.1)
-            answered = await _first(partial(_database_answers, ground.database_url))
+            answered = await kill(ground)
             before = await ground.newest()
             delays.append(await ground.until_newer(before) - answered)
             _tell(part, number, times, f"work {delays[-1]:.2f} s after its answer")
             await asyncio.sleep(random.uniform(0.5, 2))
         figures = await ground.account(part, times)
-        return [*figures, _slowest(part, "work resumed after its answer", delays, 2.0)]
+        return [*figures, _slowest(part, "work resumed after its answer", delays, within)]
 
 
 async def half_open(machines: Machines, folder: Path, options: argparse.Namespace) -> list[Figure]:

@@ -1,7 +1,6 @@
 """The audit tells what is stale from what was only being changed."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from redis.asyncio import Redis
 from contracts import GetCatStrategies, GetSymbol, GetTradingCurrency, GetUserId, GetUserTradingSummary
 from contracts.base import Lookup
 from contracts.certificate import UNCERTIFIED, name_of
-from contracts.leased_cache import LeasedCache, connect
+from contracts.leased_cache import LeasedCache
 from service.cache_audit import CacheAudit, CacheAuditor, question_of
 from service.lookups import ANSWERS
 from service.observability import CACHE_STALE
@@ -19,13 +18,6 @@ from tests.e2e.wire import eventually
 QUESTION = GetSymbol(symbol="BTC/USDT:USDT", cat_ex_id=1)
 KEY = "symbol:BTC/USDT%3AUSDT:1"
 WINDOWS = (0.05, 0.1, 0.2)
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    redis = connect(redis_url, timeout=2)
-    yield redis
-    await redis.aclose()
 
 
 class Truth:

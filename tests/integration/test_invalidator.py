@@ -18,7 +18,7 @@ from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.certificate_watch import CertificateWatch
 from contracts.heartbeat import Heartbeat
 from contracts.invalidator import CacheInvalidator
-from contracts.leased_cache import LeasedCache, connect
+from contracts.leased_cache import LeasedCache
 from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
 from service.config import Settings
@@ -82,13 +82,6 @@ async def url(settings: Settings) -> str:
 async def feed(url: str) -> AsyncIterator[Feed]:
     async with await aio_pika.connect(url) as connection:
         yield Feed(await connection.channel())
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    redis = connect(redis_url, timeout=2)
-    yield redis
-    await redis.aclose()
 
 
 class Instance:

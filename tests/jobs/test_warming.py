@@ -1,7 +1,7 @@
 """After warming, bots' first questions about symbols are answered from the cache."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 import asyncpg
@@ -35,13 +35,6 @@ from service.publisher import Publisher
 from tests.builders import Desk, Direct, received
 from tests.jobs.conftest import Start
 from tests.observe import statements
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    redis = connect(redis_url, timeout=2)
-    yield redis
-    await redis.aclose()
 
 
 @pytest.fixture
