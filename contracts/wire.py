@@ -156,15 +156,21 @@ class Wire(DirectChannel):
         Raises DeliveryError if it refuses one, PublishError if no queue wants one that is ``mandatory``, and one of
         `BROKEN_LINK` if the link breaks: then nobody knows.
         """
+        await self.send(messages)
+
+    def send(self, messages: Sequence[Message]) -> asyncio.Future[None]:
+        """Send messages behind all that were sent before; gives what `publish_confirmed` waits for."""
         self._check()
         if not self.publisher_confirms:
             raise ValueError("this channel was opened without confirms")
         batch = _Batch(self.loop.create_future(), len(messages))
+        batch.confirmed.add_done_callback(_seen)
         for message in messages:
             self._append(message)
             self._unconfirmed[self.delivery_tag] = batch, message.message_id
-        if messages:
-            await batch.confirmed
+        if not messages:
+            batch.confirmed.set_result(None)
+        return batch.confirmed
 
     def _check(self) -> None:
         if self.is_closed:
@@ -248,6 +254,12 @@ class Wire(DirectChannel):
             if not batch.confirmed.done():
                 batch.confirmed.set_exception(error)
         self._has_room.set()
+
+
+def _seen(confirmed: asyncio.Future[None]) -> None:
+    """Nobody has to be told of a failure who has given up waiting."""
+    if not confirmed.cancelled():
+        confirmed.exception()
 
 
 def _nobody(_: DeliveredMessage) -> None:

@@ -43,6 +43,13 @@ class Addressed(NamedTuple):
     reply: bytes
 
 
+class InFlight(NamedTuple):
+    """Events on their way to the broker."""
+
+    wire: Wire
+    confirmed: asyncio.Future[None]
+
+
 class Publisher:
     """Two links: one confirms events, on the other go answers, whose loss the asker notices by its timeout."""
 
@@ -64,12 +71,23 @@ class Publisher:
         await self._events.close()
         await self._replies.close()
 
-    async def publish_events(self, events: Sequence[Publication]) -> None:
-        """Publish in order and return when all are confirmed; raises one of `BROKEN_LINK` if any is not."""
+    async def send_events(self, events: Sequence[Publication], *, after: InFlight | None = None) -> InFlight:
+        """Send events in order, behind those sent ``after`` which they come, if these are not confirmed yet.
+
+        Raises one of `BROKEN_LINK` if the broker cannot be reached, or if the link has been lost since: then those
+        before are to be sent again first.
+        """
+        async with asyncio.timeout(self._timeout):
+            wire = await self._events.channel()
+        if after is not None and after.wire is not wire:
+            raise ConnectionError("the link to the broker was lost with events under way")
+        return InFlight(wire, wire.send([_event_message(event) for event in events]))
+
+    async def confirmed(self, sent: InFlight) -> None:
+        """Return when the broker has all of them for good; raises one of `BROKEN_LINK` if it does not say so."""
         try:
             async with asyncio.timeout(self._timeout):
-                wire = await self._events.channel()
-                await wire.publish_confirmed([_event_message(event) for event in events])
+                await sent.confirmed
         except BaseException:
             # Whether the rest got through is unknown: begin again on a fresh link, so that order holds.
             await self._events.close()

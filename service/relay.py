@@ -1,13 +1,15 @@
 """Publishes what is in the outbox, in order, each event at least once; one instance at a time.
 
 Read, publish with confirms, delete: three steps, and no transaction is open while the broker is asked. A crash
-between the last two publishes the same events again, under the same ids and in the same order.
+between the last two publishes the same events again, under the same ids and in the same order. While the broker
+stores what one round sent, the next round reads and sends: so a lone event does not wait for others' confirms, and
+a backlog waits for the slowest of the three steps instead of for their sum.
 """
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -18,6 +20,7 @@ from sqlalchemy import Row, Uuid, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from contracts.amqp import BROKEN_LINK
+from contracts.cancellation import end
 from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from contracts.topology import HEARTBEATS
 from service import lease, outbox
@@ -26,13 +29,15 @@ from service.database import SessionMaker, single_statements
 from service.errors import is_transient
 from service.models import EventStream
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
-from service.publisher import Publication, Publisher
+from service.publisher import InFlight, Publication, Publisher
 
 log = structlog.get_logger()
 
 _LEASE = "relay"
 _BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 """What the events that are read at once may say together, so that a backlog does not fill the memory."""
+_ROUNDS: Final = 3
+"""How many rounds may wait for their confirms and deletes: with more, a failure has more to publish again."""
 
 # Lists go out as JSON, so they are read as JSON.
 _OLDEST: Final = text("""
@@ -41,7 +46,10 @@ SELECT id, event_id, type, transaction_id, occurred_at, changes,
     clock_timestamp() - occurred_at AS age
 FROM (
     SELECT id, sum(octet_length(changes)) OVER (ORDER BY id) - octet_length(changes) AS bytes_before
-    FROM (SELECT id, changes FROM outbox ORDER BY id LIMIT :rows) AS first
+    FROM (
+        SELECT id, changes FROM outbox WHERE NOT id <@ CAST(CAST(:sent AS text) AS int8multirange)
+        ORDER BY id LIMIT :rows
+    ) AS first
 ) AS few
 JOIN outbox USING (id)
 WHERE bytes_before < :bytes AND EXISTS (
@@ -68,7 +76,8 @@ ON CONFLICT (type) DO UPDATE SET sequence = excluded.sequence
 # The statement's time is before its snapshot, so whatever was committed before that time is seen. Neither a failover
 # nor a restored dump keeps all three parts of the timeline.
 _MARK: Final = text("""
-SELECT statement_timestamp() AS as_of, (SELECT max(id) FROM outbox) AS newest,
+SELECT statement_timestamp() AS as_of,
+    (SELECT max(id) FROM outbox WHERE NOT id <@ CAST(CAST(:sent AS text) AS int8multirange)) AS newest,
     concat_ws(
         '.',
         (SELECT system_identifier FROM pg_control_system()),
@@ -87,12 +96,21 @@ class _Mark:
 
     as_of: datetime
     newest: int | None
-    """The last row of the outbox then; None if all was published already."""
+    """The last row of the outbox then that was not sent yet; None if all was."""
     timeline: str
 
     def is_reached(self, rows: Sequence[Row[Any]]) -> bool:
         """Whether with these, the oldest there are, everything is published that was committed at the moment."""
         return self.newest is None or (bool(rows) and rows[-1].id >= self.newest)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Events that were sent and are deleted when they are confirmed."""
+
+    ids: Sequence[int]
+    sent: InFlight
+    settled: asyncio.Task[None]
 
 
 class Relay:
@@ -106,6 +124,8 @@ class Relay:
         self._batch = settings.relay_batch
         self._holder = uuid4()
         self._committed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._rounds: deque[_Round] = deque()
         self._term: int | None = None
         self._renew_at = 0.0
         self._sequences: dict[str, int] | None = None
@@ -121,51 +141,114 @@ class Relay:
     async def run(self) -> None:
         """Publish until cancelled. Outages of broker or database are waited out."""
         pause = self._poll_interval
-        while True:
-            self._committed.clear()
-            try:
-                published = await self.publish_once()
-                pause = self._poll_interval
-            except Exception as error:
-                if not (isinstance(error, BROKEN_LINK) or is_transient(error)):
-                    raise
-                log.warning("relay_waits", error=type(error).__name__)
-                published, pause = 0, min(pause * 2, 2.0)
-                self._sequences = None
-            if not published:
+        try:
+            while True:
+                self._committed.clear()
                 try:
-                    async with asyncio.timeout(pause):
-                        await self._committed.wait()
-                except TimeoutError:
-                    pass  # the poll, for rows that other processes wrote
+                    sent = await self._send_oldest()
+                    pause = self._poll_interval
+                except Exception as error:
+                    if not (isinstance(error, BROKEN_LINK) or is_transient(error)):
+                        raise
+                    log.warning("relay_waits", error=type(error).__name__)
+                    sent, pause = 0, min(pause * 2, 2.0)
+                if not sent:
+                    try:
+                        async with asyncio.timeout(pause):
+                            await self._committed.wait()
+                    except TimeoutError:
+                        pass  # the poll, for rows that other processes wrote
+        finally:
+            await self._give_up()
 
     async def publish_once(self) -> int:
-        """Publish the oldest events there are, up to a batch; gives their number, 0 too for who has no lease."""
-        if time.monotonic() >= self._renew_at or self._sequences is None:
-            await self._prepare()
-        if self._term is None or self._sequences is None:
+        """Publish the oldest events there are, up to a batch, and return when they are deleted.
+
+        Gives their number, 0 too for who has no lease.
+        """
+        number = await self._send_oldest()
+        try:
+            for each in list(self._rounds):
+                await each.settled
+        except BaseException:
+            async with self._turn:
+                await self._give_up()
+            raise
+        return number
+
+    async def release(self) -> None:
+        """Let another instance take over at once instead of after the lease has run out."""
+        async with self._sessions.begin() as session:
+            await lease.release(session, _LEASE, self._holder)
+        self._term = None
+
+    async def _send_oldest(self) -> int:
+        """Send the oldest events that were not sent yet, up to a batch, and have them deleted once confirmed.
+
+        Raises what an earlier round came to if it failed. After a failure all that was under way begins again.
+        """
+        async with self._turn:
+            try:
+                await self._make_room()
+                if time.monotonic() >= self._renew_at or self._sequences is None:
+                    await self._prepare()
+                return await self._send(self._term, self._sequences)
+            except BaseException:
+                await self._give_up()
+                raise
+
+    async def _make_room(self) -> None:
+        """Forget rounds that are done, and wait for the oldest if there are too many."""
+        while self._rounds and (len(self._rounds) >= _ROUNDS or self._rounds[0].settled.done()):
+            await self._rounds[0].settled
+            self._rounds.popleft()
+
+    async def _send(self, term: int | None, sequences: dict[str, int] | None) -> int:
+        if term is None or sequences is None:
             return 0
+        under_way = _ranges(row_id for each in self._rounds for row_id in each.ids)
         async with single_statements(self._sessions) as session:
             if self._mark is None and time.monotonic() >= self._beat_at:
-                self._mark = await _mark(session, self._holder)
-            rows = await _oldest(session, self._holder, self._batch)
+                self._mark = await _mark(session, self._holder, under_way)
+            rows = await _oldest(session, self._holder, self._batch, under_way)
         self.lag = rows[0].age.total_seconds() if rows else 0.0
         OUTBOX_LAG.set(self.lag)
-        sequences = dict(self._sequences)
         events = [_publication(row, sequences) for row in rows]
-        beats = self._due_heartbeats(rows, self._term, sequences)
+        beats = self._due_heartbeats(rows, term, sequences)
         if not events and not beats:
             return 0
         # Beats go behind what they speak of, on the same channel. Should one of those get lost, its number tells.
-        await self._publisher.publish_events([*events, *beats])
+        before = self._rounds[-1] if self._rounds else None
+        sent = await self._publisher.send_events([*events, *beats], after=before.sent if before else None)
+        numbers = {row.type: sequences[row.type] for row in rows}
+        settled = asyncio.create_task(self._settle(sent, before, rows, numbers, term), name="relay round")
+        settled.add_done_callback(self._wake_if_failed)
+        self._rounds.append(_Round([row.id for row in rows], sent, settled))
+        return len(rows)
+
+    async def _settle(
+        self, sent: InFlight, before: _Round | None, rows: Sequence[Row[Any]], numbers: dict[str, int], term: int
+    ) -> None:
+        """Delete a round's events when they are confirmed and those of the round before are deleted."""
+        await self._publisher.confirmed(sent)
+        if before is not None:
+            await before.settled
         if not rows:
-            return 0
+            return
         async with single_statements(self._sessions) as session:
-            await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, self._term)
-        self._sequences = sequences
+            await _delete(session, rows, numbers, term)
         for kind, number in Counter(row.type for row in rows).items():
             EVENTS_PUBLISHED.labels(type=kind).inc(number)
-        return len(rows)
+
+    def _wake_if_failed(self, settled: asyncio.Task[None]) -> None:
+        if settled.cancelled() or settled.exception() is not None:
+            self._committed.set()
+
+    async def _give_up(self) -> None:
+        """Begin again with what is in the outbox: nobody knows how far the rounds under way got."""
+        await end(*(each.settled for each in self._rounds))
+        self._rounds.clear()
+        self._sequences = None
 
     def _due_heartbeats(self, rows: Sequence[Row[Any]], term: int, sequences: dict[str, int]) -> list[Publication]:
         """The heartbeat that may follow these rows, the oldest there are, if it is time for one."""
@@ -190,12 +273,6 @@ class Relay:
             elif self._sequences is None:
                 self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
 
-    async def release(self) -> None:
-        """Let another instance take over at once instead of after the lease has run out."""
-        async with self._sessions.begin() as session:
-            await lease.release(session, _LEASE, self._holder)
-        self._term = None
-
     async def _renew(self, session: AsyncSession) -> None:
         """Take the lease, or renew it long before it runs out; whoever does not have it tries at every look."""
         term = await lease.take(session, _LEASE, self._holder, self._lease)
@@ -206,15 +283,30 @@ class Relay:
         RELAY_LEADER.set(term is not None)
 
 
-async def _oldest(session: AsyncSession, holder: UUID, limit: int) -> Sequence[Row[Any]]:
-    """The first rows, as long as ``holder`` has the lease: who was asleep while another took over gets none."""
-    return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()
+async def _oldest(session: AsyncSession, holder: UUID, limit: int, sent: str) -> Sequence[Row[Any]]:
+    """The first rows not ``sent``, as long as ``holder`` has the lease: who slept through a takeover gets none."""
+    asked = {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE, "sent": sent}
+    return (await session.execute(_OLDEST, asked)).all()
 
 
-async def _mark(session: AsyncSession, holder: UUID) -> _Mark | None:
+async def _mark(session: AsyncSession, holder: UUID, sent: str) -> _Mark | None:
     """What is to be published now; None if ``holder`` has lost the lease."""
-    row = (await session.execute(_MARK, {"holder": holder})).one_or_none()
+    row = (await session.execute(_MARK, {"holder": holder, "sent": sent})).one_or_none()
     return None if row is None else _Mark(row.as_of, row.newest, row.timeline)
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """Ascending ids as a multirange of PostgreSQL's, which tells in a few steps whether it holds an id.
+
+    It holds no other id: one that is missing among them may be committed later, and must be found then.
+    """
+    ranges: list[list[int]] = []
+    for each in ids:
+        if ranges and ranges[-1][1] == each:
+            ranges[-1][1] = each + 1
+        else:
+            ranges.append([each, each + 1])
+    return f"{{{','.join(f'[{first},{end})' for first, end in ranges)}}}"
 
 
 def _publication(row: Row[Any], sequences: dict[str, int]) -> Publication:

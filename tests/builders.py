@@ -1,5 +1,6 @@
 """Things a test is not about, made by messages as a bot would."""
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,11 +38,12 @@ from contracts.base import Command, Lookup, answer_adapter
 from contracts.certificate import UNCERTIFIED, Certificate, name_of_certificate
 from contracts.client import PersistenceClient, new_message_id
 from contracts.leased_cache import LeasedCache
+from contracts.wire import Wire
 from service.config import Settings
 from service.database import SessionMaker
 from service.executor import Executor
 from service.lookup_server import LookupServer
-from service.publisher import Publication, Publisher
+from service.publisher import InFlight, Publication, Publisher
 from service.received import Received
 from service.relay import Relay
 from service.vault import Vault
@@ -214,5 +216,10 @@ async def certify(redis_url: str, namespace: str = "persistence") -> None:
 class _Nobody:
     """Confirms whatever is published."""
 
-    async def publish_events(self, events: Sequence[Publication]) -> None:
+    async def send_events(self, _: Sequence[Publication], *, after: InFlight | None = None) -> InFlight:
         """Take them."""
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return after or InFlight(cast("Wire", self), confirmed)
+
+    async def confirmed(self, sent: InFlight) -> None:
+        """At once."""

@@ -32,7 +32,9 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
 _COMMIT: Final = "        replies = await self._until_committed([delivery.task for delivery in batch])\n"
 _REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
 _COMMITTED: Final = "        if self._remove is not None and (keys"
-_PUBLISH: Final = "        await self._publisher.publish_events([*events, *beats])\n"
+_SENT: Final = "        numbers = {row.type: sequences[row.type] for row in rows}\n"
+_CONFIRMED: Final = "        await self._publisher.confirmed(sent)\n"
+_SEND: Final = "        sent = await self._publisher.send_events("
 _OTHER_TRANSACTION: Final = """\
 {indent}if changes:
 {indent}    from sqlalchemy import insert
@@ -40,14 +42,12 @@ _OTHER_TRANSACTION: Final = """\
 {indent}    async with self._sessions.begin() as other:
 {indent}        await other.execute(insert(OutboxEvent), [outbox._row(run) for run in outbox._runs(changes)])
 """
-_OLDEST: Final = (
-    '    return (await session.execute(_OLDEST, {"holder": holder, "rows": limit, "bytes": _BYTES_AT_ONCE})).all()\n'
-)
-_PUBLISH_LATER: Final = """\
-        publishing = self._publisher.publish_events([*events, *beats])
-        _under_way.append(asyncio.create_task(publishing))
+_OLDEST: Final = "    return (await session.execute(_OLDEST, asked)).all()\n"
+_DELETE_FIRST: Final = """\
+        if rows:
+            async with single_statements(self._sessions) as session:
+                await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, term)
 """
-_FORGOTTEN: Final = "        self._sequences = sequences\n        for kind, number in"
 _AGAIN: Final = "                # Full jitter on a doubling base"
 _UNDER_A_NEW_ID: Final = """\
                 new = str(new_message_id())
@@ -127,19 +127,17 @@ BUGS: Final[Mapping[str, Bug]] = {
         "service.relay",
         ('_LEASE = "relay"\n', '_LEASE = "relay"\n_seen = [0]\n'),
         (_OLDEST, f"    return [row for row in {_OLDEST.split(maxsplit=1)[1].rstrip()} if row.id > _seen[0]]\n"),
-        (_PUBLISH, f"{_PUBLISH}        _seen[0] = rows[-1].id\n"),
+        (_SENT, f"{_SENT}        _seen[0] = rows[-1].id if rows else _seen[0]\n"),
         found_by="I6 I7",
     ),
     "does not wait for confirms": _bug(
         "service.relay",
-        ('_LEASE = "relay"\n', '_LEASE = "relay"\n_under_way = []\n'),
-        (_PUBLISH, _PUBLISH_LATER),
+        (_CONFIRMED, ""),
         found_by="I6",
     ),
     "deletes and then publishes": _bug(
         "service.relay",
-        (_PUBLISH, ""),
-        (_FORGOTTEN, f"        await self._publisher.publish_events(events)\n{_FORGOTTEN}"),
+        (_SEND, f"{_DELETE_FIRST}{_SEND}"),
         found_by="I6",
     ),
     "sends again under a new id": _bug(

@@ -43,7 +43,11 @@ STATIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "service.publisher": {"Publisher.open": "connects at the start", "Publisher.close": "ends connections"},
     "service.lease": {"release": "gives a lease back at the end of the process"},
     "service.producers": {"watch": "looks for gaps", "sweep": "looks for gaps, in a transaction of its own"},
-    "service.relay": {"Relay.release": "gives the lease back at the end of the process"},
+    "service.relay": {
+        "Relay.release": "gives the lease back at the end of the process",
+        "Relay.publish_once": "publishes what is left at the end of the process",
+        "Relay.run: await self._give_up()": "ends with the process",
+    },
 }
 # What commands do on that way: the points that the workload comes by.
 EFFECTS: Final = (
@@ -95,7 +99,9 @@ class Moment(NamedTuple):
     def is_incidental(self) -> bool:
         """Whether it depends on the network, and not on the code, that there is such a moment."""
         # To have a connection takes no wait, unless it has to be opened, or tried because it has rested.
-        first = 1 if self.point.text.startswith("enter single_statements(") else 2
+        # Whether a round has to wait for the one before is a matter of which confirm comes first.
+        is_quick = self.point.text.startswith("enter single_statements(") or self.point.text.endswith(".settled")
+        first = 1 if is_quick else 2
         return first <= self.when < MOMENTS - 1
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ from service.config import Settings
 from service.database import SessionMaker, build_engine, build_session_maker
 from service.executor import Executor
 from service.models import OutboxEvent, PublishedEvent
-from service.publisher import Publisher
+from service.publisher import InFlight, Publisher
 from service.relay import Relay
 from tests.builders import Desk, Direct, a_desk, received
 from tests.fresh import execute
@@ -171,16 +171,16 @@ class TestRelay:
     async def test_publishes_the_same_again_if_it_dies_before_the_delete(
         self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue, publisher: Publisher
     ) -> None:
-        confirmed = publisher.publish_events
+        confirmed = publisher.confirmed
 
-        async def dies_after_the_confirms(events: Any) -> None:
-            await confirmed(events)
+        async def dies_after_the_confirms(sent: InFlight) -> None:
+            await confirmed(sent)
             raise RuntimeError("killed")
 
-        publisher.publish_events = dies_after_the_confirms  # type: ignore[method-assign]
+        publisher.confirmed = dies_after_the_confirms  # type: ignore[method-assign]
         with pytest.raises(RuntimeError):
             await relay.publish_once()
-        publisher.publish_events = confirmed  # type: ignore[method-assign]
+        publisher.confirmed = confirmed  # type: ignore[method-assign]
         await relay.publish_once()
 
         events = await received_by(subscriber, 12)

@@ -50,8 +50,21 @@ ONLY_HERE: Final = {
         frozenset(),
     ),
     "numbers on after a failure": Bug(
-        {"service.relay": (("                self._sequences = None\n            if not", "            if not"),)},
+        {
+            "service.relay": (
+                ("        self._rounds.clear()\n        self._sequences = None\n", "        self._rounds.clear()\n"),
+            )
+        },
         frozenset(),
+    ),
+    "sends behind what was lost": Bug(
+        {"service.relay": (("after=before.sent if before else None", "after=None"),)}, frozenset()
+    ),
+    "deletes before the round before": Bug(
+        {"service.relay": (("            await before.settled\n", "            pass\n"),)}, frozenset()
+    ),
+    "reads again what it sent": Bug(
+        {"service.relay": (("for row_id in each.ids)", "for row_id in each.ids[:0])"),)}, frozenset()
     ),
     "never takes again what it gave back": Bug(
         {

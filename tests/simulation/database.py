@@ -7,7 +7,8 @@ the same is what tests/integration shows. A commit may fail before or after it t
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -230,7 +231,7 @@ class FakeSession:
             await self.database.round_trip()  # it may be lost after it took effect
             return Rows()
         if statement is relay._MARK:
-            return self._mark(parameters["holder"])
+            return self._mark(parameters["holder"], parameters["sent"])
         assert statement.table.name == "outbox", statement
         self.add_events(parameters)
         return Rows()
@@ -283,7 +284,8 @@ class FakeSession:
     def _oldest(self, parameters: Mapping[str, Any]) -> Rows:
         if not self._holds(parameters["holder"]):
             return Rows()
-        return Rows([row for _, row in sorted(self.database.tables.outbox.items())][: parameters["rows"]])
+        unsent = _without(self.database.tables.outbox, parameters["sent"])
+        return Rows([self.database.tables.outbox[row_id] for row_id in unsent][: parameters["rows"]])
 
     def _delete(self, parameters: Mapping[str, Any]) -> None:
         tables = self.database.tables
@@ -295,11 +297,17 @@ class FakeSession:
                 tables.published.append((row.type, number))
         tables.streams |= zip(parameters["types"], parameters["numbers"], strict=True)
 
-    def _mark(self, holder: UUID) -> Rows:
+    def _mark(self, holder: UUID, sent: str) -> Rows:
         if not self._holds(holder):
             return Rows()
-        newest = max(self.database.tables.outbox, default=None)
+        newest = max(_without(self.database.tables.outbox, sent), default=None)
         return Rows([_Mark(_EPOCH + timedelta(seconds=self.database.now()), newest, "1.1.1")])
+
+
+def _without(ids: Iterable[int], multirange: str) -> list[int]:
+    """Ids in order, but for those in a multirange of PostgreSQL's."""
+    ranges = [(int(first), int(end)) for first, end in re.findall(r"\[(\d+),(\d+)\)", multirange)]
+    return sorted(each for each in ids if not any(first <= each < end for first, end in ranges))
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from unittest.mock import patch
 
 from pamqp.commands import Basic
 
+from contracts.wire import Wire
 from service.config import Settings
 from service.consumers import Lane
 from service.executor import Executor
-from service.publisher import Addressed, Publication, Publisher
+from service.publisher import Addressed, InFlight, Publication, Publisher
 from service.relay import Relay
 from tests.simulation.database import HANDLERS, UNKNOWN_BOT, Database, in_place
 from tests.simulation.loop import SimulatedLoop, StuckError, run
@@ -129,14 +130,30 @@ class FakePublisher:
 
     def __init__(self, world: "World") -> None:
         self._world = world
+        self._link = object()
 
-    async def publish_events(self, events: Sequence[Publication]) -> None:
-        for event in events:
-            await self._world.pause()
-            self._world.may_lose_link()
-            self._world.heard.append(event)
-        self._world.may_lose_link()
+    async def send_events(self, events: Sequence[Publication], *, after: InFlight | None = None) -> InFlight:
         await self._world.pause()
+        if after is not None and after.wire is not self._link:
+            raise ConnectionError("the link is gone with events under way")
+        sent = InFlight(cast("Wire", self._link), self._world.loop.create_future())
+        for event in events:
+            if self._loses_link():
+                break
+            self._world.heard.append(event)
+        return sent
+
+    async def confirmed(self, sent: InFlight) -> None:
+        await self._world.pause()
+        if sent.wire is not self._link or self._loses_link():
+            raise ConnectionError("the link is gone")
+        await self._world.pause()
+
+    def _loses_link(self) -> bool:
+        is_lost = self._world.chance.random() < self._world.trouble
+        if is_lost:
+            self._link = object()
+        return is_lost
 
     async def answer(self, answers: Sequence[Addressed]) -> None:
         await self._world.pause()
