@@ -28,7 +28,13 @@ from service.cache_audit import CacheAudit, CacheAuditor
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
-from service.database import build_engine, build_session_maker, encoding_of, what_a_power_cut_would_take
+from service.database import (
+    AutocommitSessions,
+    build_engine,
+    build_session_maker,
+    encoding_of,
+    what_a_power_cut_would_take,
+)
 from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health
@@ -53,6 +59,8 @@ log = structlog.get_logger()
 _LOOKUP_PREFETCH = 500
 _SECONDS_TO_SUBSCRIBE: Final = 15.0
 _SECONDS_TO_CLOSE: Final = 10.0
+_SECONDS_KEPT: Final = 0.5
+"""How long a connection is used again without a look at the pool, which tries those that rested for as long."""
 
 
 class StartError(Exception):
@@ -90,7 +98,8 @@ class Service:
             count=lambda _, result: CACHE_REQUESTS.labels(result=result).inc(),
         )
         self._publisher = Publisher(settings)
-        self._relay = Relay(sessions, self._publisher, settings)
+        self._autocommit = AutocommitSessions(sessions, kept_for=_SECONDS_KEPT)
+        self._relay = Relay(sessions, self._publisher, settings, autocommit=self._autocommit)
         self._consumers = Consumers(settings)
         senders = Senders.of(settings)
         executor = Executor(
@@ -98,6 +107,7 @@ class Service:
             require_user=settings.require_authenticated_sender,
             senders=senders,
             remove=remover(cache),
+            autocommit=self._autocommit,
         )
         self._lanes = [
             LaneConsumer(
@@ -261,6 +271,7 @@ class Service:
                 await self._redis.aclose()
         with suppress(Exception):
             async with asyncio.timeout(2):
+                await self._autocommit.close()
                 await self._engine.dispose()
 
 

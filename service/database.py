@@ -1,5 +1,7 @@
 """Engine, sessions, and the transaction they stand for."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -94,12 +96,53 @@ def build_session_maker(engine: AsyncEngine, vault: Vault | None = None, redis: 
     return async_sessionmaker(engine, expire_on_commit=False, info={**with_vault(vault), **with_redis(redis)})
 
 
-@asynccontextmanager
-async def single_statements(sessions: SessionMaker) -> AsyncIterator[AsyncSession]:
-    """A session whose every statement is a transaction by itself: no round trips to begin and to commit it."""
-    async with sessions() as session:
-        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        yield session
+class AutocommitSessions:
+    """Sessions whose every statement is a transaction by itself: no round trips to begin and to commit it.
+
+    To take a connection out of the pool, set it up and give it back takes a multiple of what a statement takes, so
+    whoever has many to make keeps one for the next: ``kept_for`` seconds since it was taken, and no longer, because
+    the pool tries connections that have rested and replaces old ones.
+    """
+
+    def __init__(self, sessions: SessionMaker, *, kept_for: float = 0.0) -> None:
+        self._sessions = sessions
+        self._kept_for = kept_for
+        self._kept: list[tuple[float, AsyncSession]] = []
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[AsyncSession]:
+        """A session of one's own, to be used for plain statements only."""
+        taken_at, session = await self._take()
+        try:
+            yield session
+        except BaseException:
+            await asyncio.shield(session.close())
+            raise
+        if time.monotonic() - taken_at < self._kept_for:
+            self._kept.append((taken_at, session))
+        else:
+            await session.close()
+
+    async def _take(self) -> tuple[float, AsyncSession]:
+        too_old = time.monotonic() - self._kept_for
+        old = [session for taken_at, session in self._kept if taken_at <= too_old]
+        self._kept = [kept for kept in self._kept if kept[0] > too_old]
+        for session in old:
+            await session.close()
+        if self._kept:
+            return self._kept.pop()
+        session = self._sessions()
+        try:
+            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        except BaseException:
+            await asyncio.shield(session.close())
+            raise
+        return time.monotonic(), session
+
+    async def close(self) -> None:
+        """Give back the connections that are kept."""
+        while self._kept:
+            await self._kept.pop()[1].close()
 
 
 def redis_of(session: AsyncSession) -> Redis:

@@ -21,7 +21,7 @@ from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_CHANGES_PER_EVENT
 from service import dead_letters, inbox, producers
 from service.commands import HANDLERS
-from service.database import SessionMaker, single_statements
+from service.database import AutocommitSessions, SessionMaker
 from service.errors import is_transient, reason, refusal_for
 from service.inbox import Handled, Sent
 from service.observability import COMMANDS_HANDLED
@@ -72,10 +72,15 @@ class Executor:
         require_user: bool = False,
         senders: Senders | None = None,
         remove: Remove | None = None,
+        autocommit: AutocommitSessions | None = None,
     ) -> None:
-        """``remove`` takes what a commit made stale out of the cache, before the commit is told of."""
+        """``remove`` takes what a commit made stale out of the cache, before the commit is told of.
+
+        ``autocommit`` is for who keeps connections; they are of the same database as ``sessions``.
+        """
         self._remove = remove
         self._sessions = sessions
+        self._autocommit = autocommit or AutocommitSessions(sessions)
         self._senders = senders or Senders()
         self._handlers = handlers
         self._require_user = require_user
@@ -144,7 +149,7 @@ class Executor:
         if not runs:
             return tasks
         stored: set[Task] = set()
-        async with single_statements(self._sessions) as session:
+        async with self._autocommit() as session:
             for run in runs:
                 stored |= await self._store(run, session)
             # Not before: a number counts as arrived when its message is done.

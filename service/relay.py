@@ -25,7 +25,7 @@ from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from contracts.topology import HEARTBEATS
 from service import lease, outbox
 from service.config import Settings
-from service.database import SessionMaker, single_statements
+from service.database import AutocommitSessions, SessionMaker
 from service.errors import is_transient
 from service.models import EventStream
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
@@ -116,8 +116,17 @@ class _Round:
 class Relay:
     """The only one that publishes, as long as it holds the lease."""
 
-    def __init__(self, sessions: SessionMaker, publisher: Publisher, settings: Settings) -> None:
+    def __init__(
+        self,
+        sessions: SessionMaker,
+        publisher: Publisher,
+        settings: Settings,
+        *,
+        autocommit: AutocommitSessions | None = None,
+    ) -> None:
+        """``autocommit`` is for who keeps connections; they are of the same database as ``sessions``."""
         self._sessions = sessions
+        self._autocommit = autocommit or AutocommitSessions(sessions)
         self._publisher = publisher
         self._lease = timedelta(seconds=settings.relay_lease)
         self._poll_interval = settings.relay_poll_interval
@@ -207,7 +216,7 @@ class Relay:
         if term is None or sequences is None:
             return 0
         under_way = _ranges(row_id for each in self._rounds for row_id in each.ids)
-        async with single_statements(self._sessions) as session:
+        async with self._autocommit() as session:
             if self._mark is None and time.monotonic() >= self._beat_at:
                 self._mark = await _mark(session, self._holder, under_way)
             rows = await _oldest(session, self._holder, self._batch, under_way)
@@ -235,7 +244,7 @@ class Relay:
             await before.settled
         if not rows:
             return
-        async with single_statements(self._sessions) as session:
+        async with self._autocommit() as session:
             await _delete(session, rows, numbers, term)
         for kind, number in Counter(row.type for row in rows).items():
             EVENTS_PUBLISHED.labels(type=kind).inc(number)

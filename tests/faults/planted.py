@@ -45,7 +45,7 @@ _OTHER_TRANSACTION: Final = """\
 _OLDEST: Final = "    return (await session.execute(_OLDEST, asked)).all()\n"
 _DELETE_FIRST: Final = """\
         if rows:
-            async with single_statements(self._sessions) as session:
+            async with self._autocommit() as session:
                 await _delete(session, rows, {row.type: sequences[row.type] for row in rows}, term)
 """
 _AGAIN: Final = "                # Full jitter on a doubling base"

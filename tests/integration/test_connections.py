@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service import connections
 from service.config import LibrarySettings
 from service.connections import invalidated_connections
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import AutocommitSessions, SessionMaker, build_engine, build_session_maker
 from tests.e2e.wire import rows
 from tests.faults.links import Link
 
@@ -26,6 +28,41 @@ async def test_one_that_broke_during_a_rest_is_replaced(sessions: SessionMaker, 
 
     async with sessions() as session:
         assert await session.scalar(text("SELECT pg_backend_pid()")) != broken
+
+
+async def _backend(autocommit: AutocommitSessions) -> int:
+    async with autocommit() as session:
+        number: int = await session.scalar(text("SELECT pg_backend_pid()"))
+        return number
+
+
+async def test_one_that_is_kept_goes_back_to_the_pool_after_its_time_and_at_the_end(sessions: SessionMaker) -> None:
+    pool = cast("AsyncEngine", sessions.kw["bind"]).sync_engine.pool
+    moves: list[str] = []
+    event.listen(pool, "checkout", lambda *_: moves.append("out"))
+    event.listen(pool, "checkin", lambda *_: moves.append("in"))
+    autocommit = AutocommitSessions(sessions, kept_for=0.2)
+
+    assert await _backend(autocommit) == await _backend(autocommit)
+    assert moves == ["out"]
+    await asyncio.sleep(0.3)
+    await _backend(autocommit)
+    assert moves == ["out", "in", "out"]
+    await autocommit.close()
+    assert moves == ["out", "in", "out", "in"]
+
+
+async def test_one_that_is_kept_is_not_used_again_after_a_failure(sessions: SessionMaker, database_url: str) -> None:
+    autocommit = AutocommitSessions(sessions, kept_for=60)
+    first = await _backend(autocommit)
+    admin = await asyncpg.connect(database_url)
+    await admin.execute("SELECT pg_terminate_backend($1)", first)
+    await admin.close()
+
+    with pytest.raises(DBAPIError):
+        await _backend(autocommit)
+    assert await _backend(autocommit) != first
+    await autocommit.close()
 
 
 async def test_locks_of_a_session_that_fell_silent_in_the_middle_of_a_statement_are_freed(database_url: str) -> None:

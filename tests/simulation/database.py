@@ -173,6 +173,9 @@ class FakeSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         self.database.unlock(self)
 
     async def connection(self, *, execution_options: Mapping[str, Any]) -> None:
