@@ -21,6 +21,7 @@ _BROKEN: Final = (*REDIS_AWAY, RedisClusterException)
 _ERRORS: Final = 5
 _REST_SECONDS: Final = 1.0
 _KEYS_PER_STEP: Final = 500
+_LOOK_SECONDS: Final = 0.01
 
 # Compare-and-set on the first bytes, which no two leases or values share. KEYS[1]; ARGV: expected, new, ms to live.
 _SWAP: Final = """
@@ -58,12 +59,17 @@ class Store:
 
     def __init__(self, redis: Redis | RedisCluster, *, timeout: float) -> None:
         self.timeout: Final = timeout
-        """Seconds to wait for an answer."""
+        """Seconds to wait for an answer; it may be a hundredth of a second less."""
         self._redis: Any = redis
         self._is_cluster = isinstance(redis, RedisCluster)
         self._swap = self._redis.register_script(_SWAP)
         self._errors = 0
         self._try_at = 0.0
+        self._watched_in: asyncio.AbstractEventLoop | None = None
+        self._until: dict[asyncio.Task[Any], float] = {}
+        """Who waits for an answer, and how long they may."""
+        self._late: set[asyncio.Task[Any]] = set()
+        """Those of them that were cancelled for it."""
 
     def may_be_asked(self) -> bool:
         """False after 5 errors in a row, but for one caller in a second, who finds out whether it is back."""
@@ -122,46 +128,50 @@ class Store:
 
     async def _answer(self, command: Awaitable[T], until: float | None = None) -> T:
         loop = asyncio.get_running_loop()
-        late = _Late(asyncio.current_task())
-        # What `asyncio.timeout` does, for half of what that costs: it is on the way of every hit.
-        timer = loop.call_at(loop.time() + self.timeout if until is None else until, late)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - commands are awaited in tasks
+        requests = task.cancelling()
+        self._until[task] = loop.time() + self.timeout if until is None else until
+        if self._watched_in is not loop:
+            self._watched_in = loop
+            loop.call_later(_LOOK_SECONDS, self._look, loop)
         try:
             answer = await command
-        except (*_BROKEN, asyncio.CancelledError) as error:
-            is_late = late.is_all()
-            if isinstance(error, asyncio.CancelledError) and not is_late:
+        except _BROKEN as error:
+            raise self._away(error) from error
+        except asyncio.CancelledError as error:
+            # It may be that somebody else wants the task to end, too.
+            if task not in self._late or task.cancelling() - 1 > requests:
                 raise
             raise self._away(error) from error
         finally:
-            timer.cancel()
+            del self._until[task]
+            if task in self._late:
+                self._late.remove(task)
+                task.uncancel()
         self._errors = 0
         return answer
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel those whose time is over before the next look.
+
+        A timer for each command would cost more than all else that a hit adds to what Redis and its client cost.
+        """
+        over = loop.time() + _LOOK_SECONDS
+        late = [task for task, until in self._until.items() if until < over and task not in self._late]
+        self._late.update(late)
+        for task in late:
+            task.cancel()
+        if self._until:
+            loop.call_later(_LOOK_SECONDS, self._look, loop)
+        else:
+            self._watched_in = None
 
     def _away(self, error: BaseException) -> Away:
         self._errors += 1
         self._try_at = asyncio.get_running_loop().time() + _REST_SECONDS
         why = "in time" if isinstance(error, asyncio.CancelledError) else f": {type(error).__name__}"
         return Away(f"the cache does not answer {why}")
-
-
-class _Late:
-    """Cancels a task when it is called."""
-
-    __slots__ = ("_is_called", "_requests", "_task")
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        assert task is not None  # noqa: S101 - commands are awaited in tasks
-        self._task = task
-        self._requests = task.cancelling()
-        self._is_called = False
-
-    def __call__(self) -> None:
-        self._is_called = True
-        self._task.cancel()
-
-    def is_all(self) -> bool:
-        """Whether it was called, and nobody else wants the task to end. Takes the request back; to be asked once."""
-        return self._is_called and self._task.uncancel() <= self._requests
 
 
 def _steps(names: Sequence[str]) -> list[Sequence[str]]:
