@@ -44,8 +44,8 @@ from service.observability import (
     CACHE_APPLY_LAG,
     CACHE_CERTIFICATE_AGE,
     CACHE_EPOCHS,
-    CACHE_REQUESTS,
     configure_logging,
+    count_cache_request,
     watch_loop,
 )
 from service.publisher import Publisher
@@ -95,7 +95,7 @@ class Service:
             certificate=self._invalidator.certificate,
             ttl=settings.cache_ttl,
             timeout=settings.cache_timeout,
-            count=lambda _, result: CACHE_REQUESTS.labels(result=result).inc(),
+            count=count_cache_request,
         )
         self._publisher = Publisher(settings)
         self._autocommit = AutocommitSessions(sessions, kept_for=_SECONDS_KEPT)

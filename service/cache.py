@@ -31,7 +31,7 @@ from contracts.symbol import SymbolView
 from service.base import Base
 from service.config import LibrarySettings
 from service.models import CatExchange, Exchange, Symbol
-from service.observability import CACHE_REQUESTS
+from service.observability import count_cache_request
 from service.outbox import pending_stale_keys, stale_keys
 
 P = ParamSpec("P")
@@ -87,7 +87,7 @@ class CacheManager:
             certificate=self.certificate.current,
             ttl=self.settings.cache_ttl,
             timeout=self.settings.cache_timeout,
-            count=lambda _, result: CACHE_REQUESTS.labels(result=result).inc(),
+            count=count_cache_request,
         )
 
     async def close(self) -> None:

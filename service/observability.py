@@ -47,8 +47,8 @@ LOOKUP_SECONDS = Histogram("persistence_lookup_seconds", "Time to answer a looku
 CACHE_REQUESTS = Counter(
     "persistence_cache_requests_total",
     "What became of reads through the cache (hit, absent, miss, join, stale, bypass), and what happened besides "
-    "(refreshed, rejected, stolen, last_resort).",
-    ["result"],
+    "(refreshed, rejected, stolen, last_resort), by the kind of key, such as symbol:*:*.",
+    ["kind", "result"],
     registry=REGISTRY,
 )
 CACHE_APPLY_LAG = Histogram(
@@ -107,6 +107,11 @@ JOB_LAST_SUCCESS = Gauge(
 )
 JOB_LAST_SECONDS = Gauge("persistence_job_last_duration_seconds", "How long that took.", ["job"], registry=REGISTRY)
 JOB_LAST_ROWS = Gauge("persistence_job_last_rows", "How many rows or keys it was about.", ["job"], registry=REGISTRY)
+
+
+def count_cache_request(kind: str, result: str) -> None:
+    """What a `LeasedCache` counts."""
+    CACHE_REQUESTS.labels(kind, result).inc()
 
 
 async def watch_loop(*, looks: int = 50, pause: float = 0.1) -> None:

@@ -22,7 +22,7 @@ from contracts.health import (
 from service.connections import invalidated_connections
 from service.database import redis_of
 from service.errors import reason
-from service.observability import REGISTRY
+from service.observability import CACHE_REQUESTS
 from service.registry import LookupTable
 from service.repositories import HealthRepository
 from service.unit_of_work import UnitOfWork
@@ -117,4 +117,6 @@ def _pool(reads: UnitOfWork) -> ConnectionPool:
 
 
 def _reads_with(result: str) -> int:
-    return round(REGISTRY.get_sample_value("persistence_cache_requests_total", {"result": result}) or 0)
+    samples = (sample for metric in CACHE_REQUESTS.collect() for sample in metric.samples)
+    name = "persistence_cache_requests_total"
+    return round(sum(each.value for each in samples if each.name == name and each.labels["result"] == result))

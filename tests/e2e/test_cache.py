@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -369,5 +370,5 @@ async def becomes_version(client: PersistenceClient, desk: Desk, version: int) -
 async def reads(shared: SharedService, result: str) -> float:
     """How many reads through the service's cache had this result so far."""
     _, page = await http(f"{shared.http}/metrics")
-    name = f'persistence_cache_requests_total{{result="{result}"}} '
-    return float(next((line.removeprefix(name) for line in page.splitlines() if line.startswith(name)), 0))
+    found = re.findall(rf'persistence_cache_requests_total{{.*result="{result}"}} (.+)', page)
+    return sum(map(float, found))

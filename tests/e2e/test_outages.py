@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Awaitable, Iterator
@@ -260,8 +261,8 @@ async def gains_a_hit(service: RunningService, client: PersistenceClient, desk: 
 
 async def hits(service: RunningService) -> float:
     _, metrics = await http(f"{service.http}/metrics")
-    line = next((line for line in metrics.splitlines() if 'cache_requests_total{result="hit"}' in line), " 0")
-    return float(line.rpartition(" ")[2])
+    found = re.findall(r'cache_requests_total{.*result="hit"} (.+)', metrics)
+    return sum(map(float, found))
 
 
 async def kill_broker(servers: Servers) -> None:
