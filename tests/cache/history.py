@@ -19,6 +19,8 @@ class Read(NamedTuple):
     version: int
     after: int = 0
     """The write that it was told to show."""
+    by: str = ""
+    """Whose reads never go back; all of them together, if nobody is named."""
 
 
 class Maximum:
@@ -47,7 +49,7 @@ class OfKey:
     committed: Maximum = field(default_factory=Maximum)
     """Noted when the commit begins: no read may show it earlier."""
     applied: Maximum = field(default_factory=Maximum)
-    """Noted when the removal that an event asks for was answered."""
+    """Noted when the removal that an event asks for was answered, or has to have been."""
     answered: Maximum = field(default_factory=Maximum)
     """Noted when the writer was told that it is done, where it removes the key itself."""
     reads: list[Read] = field(default_factory=list)
@@ -78,13 +80,13 @@ class History:
         Also those that do not show the write they were told to show, and those of what was not written yet.
         """
         for key, of_key in self.keys.items():
-            returned = Maximum()
+            returned: defaultdict[str, Maximum] = defaultdict(Maximum)
             for read in sorted(of_key.reads, key=lambda read: read.ended):
-                returned.note(read.ended, read.version)
+                returned[read.by].note(read.ended, read.version)
             for read in of_key.reads:
                 floors = {
                     "G1": of_key.applied.before(read.began),
-                    "G2": returned.before(read.began),
+                    "G2": returned[read.by].before(read.began),
                     "linearizable": of_key.answered.before(read.began),
                     "after": read.after,
                 }

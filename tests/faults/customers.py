@@ -6,6 +6,7 @@ everything again that it does not know the outcome of, the same bytes under the 
 
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
@@ -203,7 +204,7 @@ class Bot:
         if entry.kind not in ("call", "update"):
             await self._client.publish(command, message_id=message_id, timeout=15)
             return
-        answer, _ = await self._client.call_with_meta(command, message_id=message_id, timeout=15)
+        answer, meta = await self._client.call_with_meta(command, message_id=message_id, timeout=15)
         key = answer.ex_trade_id if entry.kind == "call" else str(answer.symbol_id)
         self._ledger.note(
             "reply",
@@ -212,6 +213,7 @@ class Bot:
             message_id=entry.message_id,
             key=key,
             version=getattr(answer, "row_version", None) if entry.kind == "update" else None,
+            is_removed=meta.cache is None and not meta.duplicate,
             durable=False,
         )
 
@@ -241,10 +243,13 @@ def _as_is(name: str) -> Any:
 
 
 class Reader:
-    """Reads symbols through a cache of another service's, which takes its time to load."""
+    """Reads symbols through a cache: the service's own, or another service's, which takes its time to load."""
 
-    def __init__(self, number: int, desks: list[Desk], ledger: Ledger, read_symbol: Any, *, delay: float = 0) -> None:
+    def __init__(
+        self, number: int, cache: str, desks: list[Desk], ledger: Ledger, read_symbol: Any, *, delay: float = 0
+    ) -> None:
         self._number = number
+        self._cache = cache
         self._desks = desks
         self._delay = delay
         self._ledger = ledger
@@ -259,8 +264,17 @@ class Reader:
             with suppress(Exception):  # no answer is no stale answer
                 version = await self._read(desk, self._delay)
             if version is not None:
-                key = str(desk.symbol_id)
-                self._ledger.note("read", self._number, 0, key=key, version=version, began=began, durable=False)
+                self._ledger.note(
+                    "read",
+                    self._number,
+                    0,
+                    key=str(desk.symbol_id),
+                    version=version,
+                    cache=self._cache,
+                    process=os.getpid(),
+                    began=began,
+                    durable=False,
+                )
             await asyncio.sleep(0.02)
 
 
@@ -278,8 +292,20 @@ async def run(plan: Plan) -> None:
     redis = connect(plan.redis_url, timeout=0.2)
     client = PersistenceClient(plan.url, app_id="bots")
     asking = PersistenceClient(plan.readers_url, app_id="readers", answer_timeout=3)
+
+    async def note_applied(event: Any) -> None:
+        for change in event.changes:
+            if change.after is not None:
+                key = str(change.after.symbol_id)
+                ledger.note("applied", -1, 0, key=key, version=change.version, cache="readers", durable=False)
+
     invalidator = CacheInvalidator(
-        plan.readers_url, redis, queue="readers.cache", namespace="readers", bindings=["symbol.#"]
+        plan.readers_url,
+        redis,
+        queue="readers.cache",
+        namespace="readers",
+        bindings=["symbol.#"],
+        on_event=note_applied,
     )
     leased = LeasedCache(redis, namespace="readers", certificate=invalidator.certificate, ttl=60)
     task = asyncio.create_task(invalidator.run())
@@ -305,10 +331,10 @@ async def run(plan: Plan) -> None:
     # One is always slow to load what the others read.
     contended = plan.desks[:2]
     readers = [
-        Reader(100, plan.desks, ledger, of_service),
-        Reader(101, contended, ledger, of_cache, delay=0.3),
-        Reader(102, contended, ledger, of_cache),
-        Reader(103, contended, ledger, of_cache),
+        Reader(100, "service", plan.desks, ledger, of_service),
+        Reader(101, "readers", contended, ledger, of_cache, delay=0.3),
+        Reader(102, "readers", contended, ledger, of_cache),
+        Reader(103, "readers", contended, ledger, of_cache),
     ]
     enough = asyncio.Event()
     reading = asyncio.gather(*(reader.run(enough) for reader in readers))

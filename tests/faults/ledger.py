@@ -14,7 +14,10 @@ class Entry(BaseModel):
     """A line of the ledger."""
 
     what: str
-    """``intent`` before a message is sent, ``verdict`` after, ``reply`` for an answer, ``read`` for a cache read."""
+    """``intent`` before a message is sent, ``verdict`` after, ``reply`` for an answer, ``read`` for a cache read.
+
+    ``applied`` is for a change that is not in the readers' cache any more.
+    """
     bot: int
     seq: int
     at: int
@@ -30,6 +33,12 @@ class Entry(BaseModel):
     key: str = ""
     """Business key, or the cache's key."""
     version: int | None = None
+    is_removed: bool = False
+    """Whether an answer says that the older value is not in the service's cache any more."""
+    cache: str = ""
+    """What was read through: ``service`` or ``readers``."""
+    process: int = 0
+    """Of the reader: another one knows nothing of what was read before."""
     began: int = 0
     """When a cache read began."""
 
