@@ -17,6 +17,8 @@ _LONGEST: Final = 40
 """More than the negative logarithm of a random number can be."""
 _ABOUT: Final = struct.Struct("<B16sdfH")
 """Kind, nonce, soft expiry, seconds it took to load, length of the snapshot; then snapshot and value."""
+_ABOUT_ITS_VALUE: Final = struct.Struct("<17xdfH")
+"""The same without its head."""
 
 
 class Loaded(NamedTuple):
@@ -38,14 +40,15 @@ It must not read through the same cache. What it raises is raised to the reader.
 
 
 class Entry:
-    """A value as it stands in the cache. Nothing of it is read before it is asked for."""
+    """A value as it stands in the cache."""
 
-    __slots__ = ("held", "is_cached")
+    __slots__ = ("_about", "held", "is_cached")
 
     def __init__(self, held: bytes, *, is_cached: bool = True) -> None:
         """``held`` is what the key holds, no lease; not ``is_cached`` is what was not found or put there."""
         self.held = held
         self.is_cached = is_cached
+        self._about: tuple[float, float, int] = _ABOUT_ITS_VALUE.unpack_from(held)
 
     @classmethod
     def under(cls, lease: bytes, loaded: Loaded, *, soft_expiry: float, load_seconds: float) -> Self:
@@ -71,11 +74,11 @@ class Entry:
     @property
     def value(self) -> bytes | None:
         """What was loaded; None where there was nothing."""
-        return self.held[_ABOUT.size + self._about()[4] :] if self.held[0] == _VALUE else None
+        return None if self.held[0] == _ABSENT else self.held[_ABOUT.size + self._about[2] :]
 
     def is_young(self, now: float) -> bool:
         """Whether its soft expiry is still to come."""
-        return now < self._about()[2]
+        return now < self._about[0]
 
     def is_due(self, now: float) -> bool:
         """Whether the reader should load it anew, ahead of its soft expiry and rather late than early.
@@ -83,7 +86,7 @@ class Entry:
         The probability grows with the time that loading takes: A. Vattani, F. Chierichetti, K. Lowenstein, "Optimal
         probabilistic cache stampede prevention", VLDB 2015, with a beta of 1.
         """
-        _, _, soft_expiry, load_seconds, _ = self._about()
+        soft_expiry, load_seconds, _ = self._about
         if now + load_seconds * _LONGEST < soft_expiry:
             return False
         return now - load_seconds * math.log(1.0 - random.random()) >= soft_expiry
@@ -92,11 +95,8 @@ class Entry:
         """Whether it was loaded when the transaction of this commit token could be seen."""
         if token is None:
             return True
-        snapshot = self.held[_ABOUT.size : _ABOUT.size + self._about()[4]]
+        snapshot = self.held[_ABOUT.size : _ABOUT.size + self._about[2]]
         return is_visible(int(token), snapshot.decode())
-
-    def _about(self) -> tuple[int, bytes, float, float, int]:
-        return _ABOUT.unpack_from(self.held)
 
 
 def new_lease() -> bytes:

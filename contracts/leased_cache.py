@@ -212,16 +212,16 @@ class LeasedCache:
             return await self._uncertain(key, load)
         if not self._store.may_be_asked():
             return await self._around(key, load, ask=False)
-        name = self._name(key, certificate)
+        name = name_of(self._namespace, key, certificate)
         try:
             if key in self._owed:
                 await self._settle([key], certificate)
             waited_for = None
             for _ in range(_TRIES):
                 until = asyncio.get_running_loop().time() + self._store.timeout
-                held = await self._store.get(name, until=until)
-                entry = _entry_in(held)
-                if entry is not None and entry.shows(after):
+                held = await self._store.get(name, until)
+                entry = None if held is None or held[0] == LEASE else Entry(held)
+                if entry is not None and (after is None or entry.shows(after)):
                     self._hit(key, name, entry, load)
                     return entry
                 flight = self._flights.get(name)

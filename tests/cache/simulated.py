@@ -14,6 +14,8 @@ from tests.simulation import loop
 from tests.simulation.loop import SimulatedLoop, StuckError
 
 _CHANGES: Final = 3
+_LONG: Final = 0.1
+"""Seconds after which an answer is too late."""
 _STEPS: Final = 250
 """About how many steps a schedule has: the moments at which priorities change are among them."""
 
@@ -54,7 +56,7 @@ class Scheduler:
         self._steps += 1
         if chosen is self:
             assert timeout is not None
-            self.now += timeout
+            self.now += max(timeout, self.random.choice((0.0, _LONG))) if self.may_time_out else timeout
             # Time would pass by itself for ever, while others wait for their turn.
             self._priorities[self] = self.random.random()
         else:
@@ -101,7 +103,8 @@ class SimulatedRedis:
         self._scheduler = scheduler
         self._held: dict[str, tuple[bytes, float]] = {}
 
-    def get(self, name: str) -> Awaitable[bytes | None]:
+    def execute_command(self, command: str, name: str) -> Awaitable[bytes | None]:
+        assert command == "GET"
         return self._asked(lambda: self._now(name))
 
     def getrange(self, name: str, first: int, last: int) -> Awaitable[bytes]:
