@@ -24,7 +24,10 @@ class Certificate(BaseModel):
     spec_epochs: Mapping[str, int] = {}
     """The same for the keys of one kind, by their pattern, such as ``exchange:params:*``."""
     run_id: str = ""
-    """Which run of the Redis server it was written to: a restarted one may hold what had been removed."""
+    """Which run of the Redis server it is for: a restarted one may hold what had been removed.
+
+    Of a cluster, which runs of all servers that are primaries.
+    """
     as_of: datetime
     """By the database's clock."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -39,8 +39,8 @@ class CertificateWatch:
     saw there may be newer than what Redis holds until the events of that time are applied.
     """
 
-    def __init__(self, redis: Redis, *, namespace: str) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis | RedisCluster, *, namespace: str) -> None:
+        self._redis: Any = redis
         self._namespace = namespace
         self._name = name_of_certificate(namespace)
         self._certificate: Certificate | None = None
@@ -98,22 +98,23 @@ class CertificateWatch:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.get(self._name)
                 pipe.pttl(self._name)
-                pipe.info("server")
-                held, milliseconds, server = await pipe.execute()
+                held, milliseconds = await pipe.execute()
+            # Asked afterwards, so that what was read is of this run, or of one before it, which it names then.
+            run_id = await run_id_of(self._redis)
         except REDIS_AWAY:
             return
         certificate = _read(held)
-        if certificate is None or certificate.run_id != server["run_id"]:
+        if certificate is None or certificate.run_id != run_id:
             self._certificate = None
             return
         for connection, (_, run_id) in list(self._connections.items()):
-            if run_id != certificate.run_id:
+            if run_id not in certificate.run_id:
                 await connection.disconnect(nowait=True)
         self._certificate, self._valid_until = certificate, asked + milliseconds / 1_000
 
     def _ask_new_connections(self) -> None:
-        arguments = self._redis.connection_pool.connection_kwargs
-        first = arguments.get("redis_connect_func")
+        arguments = _arguments_of_connections(self._redis)
+        first = arguments[0].get("redis_connect_func")
 
         async def connect(connection: Any) -> None:
             await (connection.on_connect() if first is None else first(connection))
@@ -127,13 +128,32 @@ class CertificateWatch:
                 self._lost, self._not_before = now, datetime.now(UTC)
             if certificate is None:
                 return
-            if certificate.run_id != run_id:
+            if run_id not in certificate.run_id:
                 self._certificate = None
                 raise RedisConnectionError("this is another run of the server than the one the certificate is for")
             if self.current() is None:
                 raise RedisConnectionError("the connection was lost; the cache is read again when certified anew")
 
-        arguments["redis_connect_func"] = connect
+        for each in arguments:
+            each["redis_connect_func"] = connect
+
+
+async def run_id_of(redis: Redis | RedisCluster) -> str:
+    """Which run of the server this is, or which runs of all primaries of a cluster."""
+    if not isinstance(redis, RedisCluster):
+        return str((await redis.info("server"))["run_id"])
+    await redis.initialize()
+    told = await asyncio.gather(*(redis.info("server", target_nodes=node) for node in redis.get_primaries()))
+    return "+".join(sorted(server["run_id"] for server in told))
+
+
+def _arguments_of_connections(redis: Redis | RedisCluster) -> list[dict[str, Any]]:
+    """Of those to come: a cluster has some for each server that it knows, and some for others."""
+    if not isinstance(redis, RedisCluster):
+        return [redis.connection_pool.connection_kwargs]
+    nodes = redis.nodes_manager
+    known = (*nodes.startup_nodes.values(), *nodes.nodes_cache.values())
+    return [nodes.connection_kwargs, *(node.connection_kwargs for node in known)]
 
 
 def _read(held: bytes | str | None) -> Certificate | None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelPreconditionFailed
 from pydantic import BaseModel, ValidationError
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
@@ -22,7 +22,7 @@ from contracts.cache import CacheInvalidated
 from contracts.cache_store import REDIS_AWAY
 from contracts.cancellation import end, heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of, name_of_certificate, name_of_progress
-from contracts.certificate_watch import CertificateWatch
+from contracts.certificate_watch import CertificateWatch, run_id_of
 from contracts.heartbeat import Heartbeat
 from contracts.key_spec import ANY, SPECS
 from contracts.topology import EVENTS, HEARTBEATS, INVALIDATION_QUEUE_ARGUMENTS
@@ -133,7 +133,7 @@ class CacheInvalidator:
     def __init__(
         self,
         url: str,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         *,
         queue: str,
         namespace: str,
@@ -147,7 +147,7 @@ class CacheInvalidator:
         ``on_event`` is called after the removal. ``on_applied`` is told, of each event that made something stale, how
         many seconds after the change it was gone, and which keys; ``on_new_epoch`` why everything was left behind.
         """
-        self._redis = redis
+        self._redis: Any = redis
         self._queue = queue
         self._namespace = namespace
         self._bindings = (*bindings, CacheInvalidated.wire_name)
@@ -261,14 +261,14 @@ class CacheInvalidator:
         except ValidationError:
             pass
         self._on_new_epoch("start")
-        return _Progress(epoch=_next_epoch(0), run_id=await self._run_id())
+        return _Progress(epoch=_next_epoch(0), run_id=await run_id_of(self._redis))
 
     async def _apply_to(
         self, subscription: _Subscription, before: _Progress, batch: list[AbstractIncomingMessage]
     ) -> None:
         step = _Step(before.model_copy(deep=True))
         if any(message.exchange == HEARTBEATS.name for message in batch) and (
-            (run_id := await self._run_id()) != before.run_id
+            (run_id := await run_id_of(self._redis)) != before.run_id
         ):
             step.progress.run_id = run_id
             _begin_epoch(step, "run_id")
@@ -361,10 +361,6 @@ class CacheInvalidator:
         )
         if not is_ours:
             raise _TakenOverError
-
-    async def _run_id(self) -> str:
-        run_id: str = (await self._redis.info("server"))["run_id"]
-        return run_id
 
     async def _tell(self, batch: list[AbstractIncomingMessage]) -> None:
         if self._on_event is None:

@@ -81,6 +81,7 @@ async def cluster(own_redis: OwnRedis, tmp_path: Path) -> AsyncIterator[RedisClu
             "--save": "",
             "--cluster-enabled": "yes",
             "--cluster-port": bus,
+            "--enable-debug-command": "local",
         }
         words = [str(word) for option in said.items() for word in option]
         nodes.append(await asyncio.create_subprocess_exec(own_redis.executable, *words, stdout=subprocess.DEVNULL))
@@ -101,7 +102,7 @@ async def cluster(own_redis: OwnRedis, tmp_path: Path) -> AsyncIterator[RedisClu
 async def _join(ports: list[int], buses: list[int]) -> None:
     for number, port in enumerate(ports):
         async with Redis(host="127.0.0.1", port=port) as node:
-            while not await _answers(node):
+            while not await answers(node):
                 await asyncio.sleep(0.05)
             first, last = _SLOTS * number // len(ports), _SLOTS * (number + 1) // len(ports) - 1
             tell: Any = node.execute_command
@@ -109,9 +110,10 @@ async def _join(ports: list[int], buses: list[int]) -> None:
             await tell("CLUSTER", "MEET", "127.0.0.1", ports[0], buses[0])
 
 
-async def _answers(node: Redis) -> bool:
+async def answers(redis: Redis | RedisCluster) -> bool:
+    """Whether all of it does."""
     with suppress(RedisError, OSError):
-        return bool(await node.ping())
+        return bool(await redis.ping())
     return False
 
 
