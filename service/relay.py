@@ -274,19 +274,22 @@ class Relay:
 
     async def _prepare(self) -> None:
         """Hold the lease, and know the last numbers given."""
-        async with self._sessions.begin() as session:
-            if time.monotonic() >= self._renew_at:
-                await self._renew(session)
-            if self._term is None:
-                self.lag = await outbox.lag(session)
-            elif self._sequences is None:
+        if time.monotonic() >= self._renew_at:
+            await self._renew()
+        if self._term is not None and self._sequences is None:
+            async with self._sessions.begin() as session:
                 self._sequences = {row.type: row.sequence for row in await session.scalars(select(EventStream))}
 
-    async def _renew(self, session: AsyncSession) -> None:
+    async def _renew(self) -> None:
         """Take the lease, or renew it long before it runs out; whoever does not have it tries at every look."""
-        term = await lease.take(session, _LEASE, self._holder, self._lease)
-        if term is None or term != self._term:
-            self._sequences = self._mark = None
+        async with self._sessions.begin() as session:
+            term = await lease.take(session, _LEASE, self._holder, self._lease)
+            if term is None:
+                self.lag = await outbox.lag(session)
+        if term != self._term:
+            # Another one led meanwhile: what is under way from before can be deleted by nobody.
+            await self._give_up()
+            self._mark = None
         self._term = term
         self._renew_at = 0.0 if term is None else time.monotonic() + self._lease.total_seconds() / 4
         RELAY_LEADER.set(term is not None)

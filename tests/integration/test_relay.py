@@ -211,6 +211,27 @@ class TestRelay:
         assert await other.publish_once() == 1
         assert await relay.publish_once() == 0
 
+    async def test_begins_again_if_another_one_led_while_it_waited_for_confirms(
+        self, relay: Relay, desk: Desk, sessions: SessionMaker, publisher: Publisher, subscriber: AbstractQueue
+    ) -> None:
+        """Nobody deletes what was sent under the old term, so newer events must not go before it comes again."""
+        confirmed = publisher.confirmed
+        publisher.confirmed = _never  # type: ignore[method-assign]
+        assert await relay._send_oldest() == 6
+        async with sessions.begin() as session:
+            await session.execute(
+                text("UPDATE leases SET term = term + 1, holder = gen_random_uuid(), expires_at = now()")
+            )
+        publisher.confirmed = confirmed  # type: ignore[method-assign]
+        relay._renew_at = 0.0
+        await Executor(sessions).execute([received(desk.trade())])
+
+        assert await relay.publish_once() == 7
+
+        events = await received_by(subscriber, 13)
+        assert events[:6] == events[6:12]
+        assert events[12]["type"] == "trade.recorded"
+
     async def test_is_woken_by_a_commit_long_before_its_poll(
         self, desk: Desk, sessions: SessionMaker, settings: Settings, publisher: Publisher, subscriber: AbstractQueue
     ) -> None:
@@ -225,6 +246,11 @@ class TestRelay:
             [event] = await received_by(subscriber, 1)
         assert event["type"] == "trade.recorded"
         running.cancel()
+
+
+async def _never(sent: InFlight) -> None:  # noqa: ARG001 - stands in for `Publisher.confirmed`
+    """A broker that has fallen silent."""
+    await asyncio.Event().wait()
 
 
 class TestHeartbeat:

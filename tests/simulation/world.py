@@ -145,6 +145,8 @@ class FakePublisher:
 
     async def confirmed(self, sent: InFlight) -> None:
         await self._world.pause()
+        if self._world.chance.random() < self._world.trouble / 10:
+            await asyncio.sleep(4.0)  # longer than a lease
         if sent.wire is not self._link or self._loses_link():
             raise ConnectionError("the link is gone")
         await self._world.pause()
