@@ -248,7 +248,7 @@ class TestRelay:
         running.cancel()
 
 
-async def _never(sent: InFlight) -> None:  # noqa: ARG001 - stands in for `Publisher.confirmed`
+async def _never(sent: InFlight) -> None:
     """A broker that has fallen silent."""
     await asyncio.Event().wait()
 
