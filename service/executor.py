@@ -6,7 +6,7 @@ of another kind or has to be looked at by itself, is carried out in one transact
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -53,6 +53,8 @@ class Task:
     is_plain: bool = False
     """Whether it may be carried out with its like: its handler takes many, and nobody waits for its answer."""
     reply: Reply | None = None
+    is_committed: bool = False
+    """Whether it is done with, whatever becomes of the rest of its batch."""
 
     @property
     def identity(self) -> UUID:
@@ -110,10 +112,11 @@ class Executor:
 
         No message is ever half done: its effects, its events, what the inbox remembers of it and, if it cannot
         succeed, its dead letter are of one commit. Raises only what `is_transient`; the same batch may be tried again
-        then, and what of it was committed is found in the inbox.
+        then: what of it is known to be committed is left alone, and what may be is looked for in the inbox.
         """
-        await self._judge_senders(tasks)
-        await self._in_order(tasks)
+        left = [task for task in tasks if not task.is_committed]
+        await self._judge_senders(left)
+        await self._in_order(left)
         return _report(tasks)
 
     async def can_commit(self) -> bool:
@@ -148,30 +151,30 @@ class Executor:
         runs = _leading_runs(tasks, self._handlers)
         if not runs:
             return tasks
-        stored: set[Task] = set()
         async with self._autocommit() as session:
             for run in runs:
-                stored |= await self._store(run, session)
-            # Not before: a number counts as arrived when its message is done.
-            await producers.note(session, (task.received.headers for run in runs for task in run))
-        return [task for task in tasks if task not in stored]
+                stored = await self._store(run, session)
+                # Not before: a number counts as arrived when its message is done.
+                await producers.note(session, (task.received.headers for task in stored))
+                _are_committed(stored)
+        return [task for task in tasks if not task.is_committed]
 
-    async def _store(self, run: Sequence[Task], session: AsyncSession) -> set[Task]:
+    async def _store(self, run: Sequence[Task], session: AsyncSession) -> list[Task]:
         """Carry out commands of one type with one statement; gives those that are done."""
         try:
             done = await _together(run, self._handlers, UnitOfWork(session))
         except Exception as error:
             if inbox.is_repetition(error):
-                return set()  # the transaction asks first which ones are known
+                return []  # the transaction asks first which ones are known
             if is_transient(error):
                 raise
             _taken_apart(run, error)
             done = {}
-        stored = set()
+        stored = []
         for position, task in enumerate(run):
             if position in done:
                 task.reply = _DONE
-                stored.add(task)
+                stored.append(task)
             else:
                 task.is_plain = False
         return stored
@@ -198,6 +201,7 @@ class Executor:
             await attempt.carry_out_runs()
             await inbox.remember(session, attempt.handled)
             await producers.note(session, (task.received.headers for task in tasks))
+        _are_committed(tasks)
         if self._remove is not None and (keys := stale_keys(session)) and not await self._remove(keys):
             for task in tasks:
                 task.reply = _pending(task.reply)
@@ -213,6 +217,11 @@ class Executor:
         for (task, _), refusal in zip(read, refusals, strict=True):
             if refusal is not None:
                 task.request, task.refusal, task.is_plain = None, refusal, False
+
+
+def _are_committed(tasks: Iterable[Task]) -> None:
+    for task in tasks:
+        task.is_committed = True
 
 
 def _leading_runs(tasks: Sequence[Task], handlers: Mapping[type[Command[Any]], Handler]) -> list[list[Task]]:

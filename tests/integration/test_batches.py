@@ -2,7 +2,9 @@
 
 import json
 from typing import Any
+from unittest.mock import AsyncMock
 
+import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +18,7 @@ from contracts import (
     UpdateOrderStatus,
 )
 from contracts.base import EVENT_TYPES, Command
+from service import inbox
 from service.database import SessionMaker
 from service.executor import Executor
 from service.models import BotLog, InboxMessage, Order, OutboxEvent, Trade
@@ -176,6 +179,23 @@ class TestTradesTogether:
         assert [reply.ok for reply in (*alone, *among)] == [False, True, False, True]
         async with sessions() as session:
             assert len(list(await session.scalars(select(Trade)))) == 2
+
+    async def test_that_are_committed_stay_out_of_it_when_the_rest_of_their_batch_is_tried_again(
+        self, executor: Executor, desk: Desk, sessions: SessionMaker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They came once, so nobody shall be told of a repetition."""
+        batch = [executor.read(message) for message in (*unasked(desk.trade(), desk.trade()), received(desk.trade()))]
+        with monkeypatch.context() as outage:
+            outage.setattr(inbox, "remember", AsyncMock(side_effect=TimeoutError))
+            with pytest.raises(TimeoutError):
+                await executor.carry_out(batch)
+        assert await made_together(sessions) == 2
+
+        replies = await executor.carry_out(batch)
+
+        assert [(reply.ok, reply.meta.duplicate) for reply in replies] == [(True, False)] * 3
+        async with sessions() as session:
+            assert len(list(await session.scalars(select(Trade)))) == 3
 
     async def test_make_events_of_at_most_500(self, executor: Executor, desk: Desk, sessions: SessionMaker) -> None:
         await executor.execute(unasked(*(desk.trade() for _ in range(1_100))))
