@@ -253,16 +253,21 @@ def decode(message: type[Part], body: bytes) -> Any:
     except ValidationError as error:
         raise refusal_of(error) from None
     except Duplicates as error:
-        raise Refusal(ErrorCode.VALIDATION, "stands there twice", field=str(error)) from None
+        raise Refusal(ErrorCode.VALIDATION, "stands there twice", field=_readable(str(error))) from None
     except (ValueError, RecursionError) as error:
         # JSONDecodeError and UnicodeDecodeError are both ValueErrors; their texts say where, not what.
         raise Refusal(ErrorCode.VALIDATION, f"is not JSON: {error}", field="body") from None
 
 
+def _readable(name: str) -> str:
+    """A name that a sender made up, so that tables and logs can hold it: short, and all of it text."""
+    return name[:200].encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+
+
 def refusal_of(error: ValidationError) -> Refusal:
     """The first thing wrong with a message, without the input itself, which may be a secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "body"
+    field = _readable(".".join(str(part) for part in first["loc"])) or "body"
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "is not a field of this message"

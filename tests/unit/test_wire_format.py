@@ -122,6 +122,8 @@ class TestBody:
             pytest.param(b"\xff\xfe{}", "body", id="no UTF-8"),
             pytest.param(b"[" * 10_000 + b"]" * 10_000, "body", id="nested 10,000 deep"),
             pytest.param(body().replace(b'"uid": 2', b'"uid": 2, "uid": 3'), "uid", id="a field twice"),
+            pytest.param(b'{"\\ud800": 1, "\\ud800": 2}', r"\ud800", id="half a surrogate pair twice"),
+            pytest.param(b'{"\\u0000": 1, "\\u0000": 2}', r"\x00", id="a NUL twice"),
             pytest.param(body(uid="2"), "uid", id="an id in a string"),
             pytest.param(body(uid=True), "uid", id="a boolean for an id"),
             pytest.param(body(uid=2.0), "uid", id="a float for an id"),
