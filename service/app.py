@@ -46,6 +46,7 @@ from service.observability import (
     CACHE_EPOCHS,
     configure_logging,
     count_cache_request,
+    end_logging,
     watch_loop,
 )
 from service.publisher import Publisher
@@ -306,6 +307,8 @@ async def _serve(settings: Settings) -> int:
     except StartError as error:
         sys.stderr.write(f"persistence: {error}\n")
         return 2
+    finally:
+        end_logging()
 
 
 def _end_within(seconds: float) -> None:

@@ -158,7 +158,7 @@ class Lane:
                     raise
                 self.is_held = True
                 OUTAGES.labels(lane=self.queue).inc()
-                log.warning("batch_held", lane=self.queue, size=len(batch), error=type(error).__name__)
+                log.warning("batch_held", lane=self.queue, size=len(batch), error=reason(error))
                 if self._intake is not None and time.monotonic() - held_since > self._hold_seconds:
                     raise _HeldTooLongError from error
                 await asyncio.sleep(random.uniform(pause / 2, pause))

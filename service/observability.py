@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -93,6 +94,11 @@ LOOP_LAG = Gauge(
     "How late the event loop came back to a waiting task, at worst in the last seconds.",
     registry=REGISTRY,
 )
+LOG_LINES_LOST = Counter(
+    "persistence_log_lines_lost_total",
+    "Lines of log that could not be written: the disk is full, or nobody reads them any more.",
+    registry=REGISTRY,
+)
 JOB_RUNS = Counter(
     "persistence_job_runs_total",
     "Runs of jobs by this instance, by outcome: done, failed (and tried again), or taken_over by another instance.",
@@ -125,6 +131,38 @@ async def watch_loop(*, looks: int = 50, pause: float = 0.1) -> None:
         LOOP_LAG.set(worst)
 
 
+class _Log:
+    """Where lines of log go. One that cannot be written is counted; trades are stored without it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_broken = False
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._is_broken = True
+
+    def flush(self) -> None:
+        """Called at the end of each line."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._is_broken = True
+        if self._is_broken:
+            self._is_broken = False
+            LOG_LINES_LOST.inc()
+
+
+def end_logging() -> None:
+    """Have lines that could not be written not turn the end of the process into a failure."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def configure_logging(level: str, style: str) -> None:
     """JSON lines on stdout, or coloured lines on a terminal; ``style`` is auto, json or console."""
     console = style == "console" or (style == "auto" and sys.stdout.isatty())
@@ -134,6 +172,7 @@ def configure_logging(level: str, style: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _one_line,
     ]
+    log = cast("TextIO", _Log(sys.stdout))
     renderer = (
         # A traceback with the values of variables would show what messages hold.
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
@@ -143,10 +182,10 @@ def configure_logging(level: str, style: str) -> None:
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(log),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(log)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_without_record, *renderer])
     )
