@@ -22,12 +22,14 @@ from tests.builders import Desk, Direct, a_desk, a_vault, received
 from tests.cases import a_lookup, a_scene, commands
 from tests.hostile.damage import Sent, damaged
 
-_WAVE: Final = 500
+_WAVE: Final = 2_000
 _GOOD_EVERY: Final = 10
 _LOOKUPS_AMONG: Final = 0.3
 _REPLIES: Final = "hostile.replies"
 _NOBODY: Final = 2**31 - 7
 _SECONDS_PER_WAVE: Final = 120.0
+_LATE_LETTERS: Final = 10_000
+"""Lanes commit side by side, so a letter may be seen after others with a higher number: at most so many."""
 
 Tell = Callable[[int, int], None]
 
@@ -56,6 +58,9 @@ class Siege:
         self._chance = random.Random(seed)
         self._is_alive = is_alive
         self._answered: set[str] = set()
+        self._refused: dict[bytes, str] = {}
+        """By hash of the body the code of each message that lies among the dead letters."""
+        self._last_letter = 0
         self.report = Report()
 
     async def lay(self, messages: int, tell: Tell = lambda *_: None) -> Report:
@@ -176,29 +181,32 @@ class Siege:
 
     async def _outcomes(self, connection: Any, messages: Sequence[Sent]) -> list[str | None]:
         ids = [as_uuid for sent in messages if (as_uuid := _uuid(sent)) is not None]
-        hashes = [payload_hash(sent.routing_key, sent.body) for sent in messages]
         done = {
             row[0]
             for row in await connection.fetch(
                 "SELECT message_id FROM inbox WHERE message_id = ANY($1) AND NOT refused", ids
             )
         }
-        letters = await connection.fetch(
-            "SELECT body_hash, code FROM dead_letters WHERE body_hash = ANY($1) AND reason <> ''", hashes
-        )
-        refused: dict[bytes, str] = {row["body_hash"]: row["code"] for row in letters}
+        for number, digest, code in await connection.fetch(
+            "SELECT dead_letter_id, body_hash, code FROM dead_letters WHERE dead_letter_id > $1 AND reason <> ''",
+            self._last_letter - _LATE_LETTERS,
+        ):
+            self._refused[digest] = code
+            self._last_letter = max(self._last_letter, number)
         found: list[str | None] = []
-        for sent, digest in zip(messages, hashes, strict=True):
+        for sent in messages:
             if sent.is_lookup:
                 found.append(self._of_lookup(sent))
+            elif _uuid(sent) in done:
+                found.append("stored")
             else:
-                found.append("stored" if _uuid(sent) in done else refused.get(digest))
+                found.append(self._refused.get(payload_hash(sent.routing_key, sent.body)))
         return found
 
     def _of_lookup(self, sent: Sent) -> str | None:
         """Who asks with an address of no use gets no answer, and needs none."""
         correlation, reply_to = sent.others.get("correlation_id"), sent.others.get("reply_to")
-        if reply_to != _REPLIES or correlation != sent.message_id:
+        if reply_to != _REPLIES or correlation != sent.message_id or _uuid(sent) is None:
             return "has no address for an answer"
         return "answered" if correlation in self._answered else None
 
