@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,9 +22,12 @@ from service import schema
 from service.config import Settings
 from service.database import SessionMaker, build_engine, build_session_maker
 from tests.fresh import environment, execute, fresh_database, fresh_vhost, with_path
+from tests.nursery import Child, Nursery
 from tests.servers import running_for_tests
 
-REPOSITORY = Path(__file__).parent.parent
+# A traceback with the values of variables takes seconds to draw.
+_in_short = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _in_short])
 
 # How long tests of properties look for a counterexample. With `pytest --hypothesis-profile=long` they try far more,
 # and make what they find smaller, which takes minutes where each try asks a database.
@@ -137,7 +140,7 @@ class RunningService:
     rabbitmq_url: str
     database_url: str
     redis_url: str
-    process: asyncio.subprocess.Process
+    process: Child
     log: Path
 
     async def kill(self) -> None:
@@ -154,24 +157,26 @@ class RunningService:
 StartService = Callable[..., Awaitable[RunningService]]
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where processes of ``persistence`` come from."""
+    with Nursery.running() as running:
+        yield running
+
+
 @pytest.fixture
-async def start_service(settings: Settings, tmp_path: Path) -> AsyncIterator[StartService]:
-    """Start the service as a process of its own, as often as a test likes; extra settings as keywords."""
+async def start_service(settings: Settings, tmp_path: Path, nursery: Nursery) -> AsyncIterator[StartService]:
+    """Start the service as a process of its own, as often as a test likes; extra settings as keywords.
+
+    ``program`` is a module that is ``persistence`` with something put wrong.
+    """
     started: list[RunningService] = []
 
-    async def start(**extra: str) -> RunningService:
+    async def start(*, program: str = "service.cli", **extra: str) -> RunningService:
         log = tmp_path / f"service-{len(started)}.log"
-        with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service",
-                "serve",
-                cwd=REPOSITORY,
-                env={**os.environ, **environment(settings), **extra},
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-            )
+        log.touch()
+        whole = {**os.environ, **environment(settings), **extra}
+        process = nursery.fork("serve", environment=whole, output=log, program=program)
         service = RunningService(
             http="",
             rabbitmq_url=settings.rabbitmq_url.get_secret_value(),
@@ -186,8 +191,7 @@ async def start_service(settings: Settings, tmp_path: Path) -> AsyncIterator[Sta
 
     yield start
     for service in started:
-        if service.process.returncode is None:
-            service.process.send_signal(signal.SIGTERM)
+        service.process.terminate()
     for service in started:
         try:
             await asyncio.wait_for(service.process.wait(), 15)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from deploy.servers import Servers
@@ -39,6 +40,20 @@ async def fresh_vhost(servers: Servers) -> AsyncIterator[str]:
         yield with_path(servers.rabbitmq_url, name)
     finally:
         await asyncio.to_thread(manage, servers, "DELETE", f"/api/vhosts/{name}")
+
+
+@asynccontextmanager
+async def a_plain_login(database_url: str) -> AsyncIterator[str]:
+    """The URL of the same database for a role that may read and write its tables and nothing else."""
+    role, password = f"plain_{secrets.token_hex(4)}", secrets.token_hex(8)
+    await execute(database_url, f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+    await execute(database_url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    await execute(database_url, f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    try:
+        yield make_url(database_url).set(username=role, password=password).render_as_string(hide_password=False)
+    finally:
+        await execute(database_url, f"DROP OWNED BY {role}")
+        await execute(database_url, f"DROP ROLE {role}")
 
 
 class _TakenBack(AsyncSession):

@@ -4,11 +4,8 @@ import asyncio
 import json
 import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +13,10 @@ import pytest
 from redis import Redis
 
 from deploy.servers import Servers
-from tests.conftest import REPOSITORY
+from service import jobs
+from service.config import LibrarySettings
 from tests.fresh import execute, manage, with_path
+from tests.nursery import Child, Nursery
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,14 @@ class SharedService:
 
     http: str
     environment: dict[str, str]
-    process: subprocess.Popen[bytes]
+    process: Child
+    nursery: Nursery
     log: Path
+
+    async def persistence(self, *arguments: str, **changed: str) -> tuple[int, str, str]:
+        """Exit code, output and complaints of a command on the same servers."""
+        environment = {**os.environ, **self.environment, **changed}
+        return await self.nursery.run(*arguments, environment=environment)
 
     @property
     def rabbitmq_url(self) -> str:
@@ -42,9 +47,27 @@ class SharedService:
         return self.environment["REDIS_URL"]
 
 
+@pytest.fixture(scope="session")
+def migrated_template(servers: Servers, migrated_template: str) -> Iterator[str]:
+    """With the partitions of the time ahead, which each new service would spend its first second on."""
+    name = f"partitioned_{secrets.token_hex(4)}"
+
+    async def make() -> None:
+        await execute(servers.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{migrated_template}"')
+        settings = LibrarySettings.model_validate(
+            {"database_url": with_path(servers.database_url, name), "redis_url": servers.redis_url}
+        )
+        async with jobs.scheduler(settings) as scheduler:
+            await scheduler.run_now("partitions", {})
+
+    asyncio.run(make())
+    yield name
+    asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
 @pytest.fixture(scope="module")
 def shared(
-    servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    servers: Servers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery
 ) -> Iterator[SharedService]:
     """A running service with a fresh database and virtual host, for all tests of a module."""
     name = f"module-{secrets.token_hex(6)}"
@@ -61,31 +84,23 @@ def shared(
         "LOG_FORMAT": "json",
     }
     log = tmp_path_factory.mktemp("service") / "log"
-    with _process({**os.environ, **environment}, log) as process:
-        yield SharedService(_address(process, log), environment, process, log)
+    log.touch()
+    process = nursery.fork("serve", environment={**os.environ, **environment}, output=log)
+    try:
+        yield SharedService(_address(process, log), environment, process, nursery, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait_for(15)
+        finally:
+            process.kill()
     manage(servers, "DELETE", f"/api/vhosts/{name}")
     asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
-@contextmanager
-def _process(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "service", "serve"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+def _address(process: Child, log: Path) -> str:
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.returncode is None:
         for line in log.read_text().splitlines():
             if '"serving"' in line:
                 address: str = json.loads(line)["http"]

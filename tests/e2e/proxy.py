@@ -1,6 +1,7 @@
 """A wire that can be cut at a certain word: everything passes a proxy that sees what goes by."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol, Self
@@ -10,6 +11,7 @@ _PROTOCOL_HEADER_BYTES: Final = 8
 _BIND: Final = b"B"  # how PostgreSQL is told to carry out what was prepared
 _METHOD_FRAME: Final = 1
 _BASIC_ACK: Final = b"\x00\x3c\x00\x50"
+_BASIC_PUBLISH: Final = b"\x00\x3c\x00\x28"
 
 
 class Tap(Protocol):
@@ -35,8 +37,12 @@ class Untouched:
 class Proxy:
     """A port in front of a server, which can be closed like the server's own."""
 
-    def __init__(self, url: str, tap: Callable[[], Tap] = Untouched) -> None:
+    def __init__(
+        self, url: str, tap: Callable[[], Tap] = Untouched, *, encrypted: ssl.SSLContext | None = None
+    ) -> None:
+        """With ``encrypted`` clients have to speak TLS to it, as to a server that has this certificate."""
         self._parts = urlsplit(url)
+        self._encrypted = encrypted
         self._tap = tap
         self._port = 0
         self._server: asyncio.Server | None = None
@@ -53,11 +59,12 @@ class Proxy:
     def url(self) -> str:
         """The server's URL, by way of this port."""
         login, at, _ = self._parts.netloc.rpartition("@")
-        return urlunsplit(self._parts._replace(netloc=f"{login}{at}127.0.0.1:{self._port}"))
+        scheme = self._parts.scheme + ("s" if self._encrypted else "")
+        return urlunsplit(self._parts._replace(scheme=scheme, netloc=f"{login}{at}127.0.0.1:{self._port}"))
 
     async def open(self) -> None:
         """Listen; again on the same port."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._encrypted)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
@@ -140,6 +147,10 @@ def is_ack(frame: bytes) -> bool:
     return frame[0] == _METHOD_FRAME and frame[7:11] == _BASIC_ACK
 
 
+def is_publish(frame: bytes) -> bool:
+    return frame[0] == _METHOD_FRAME and frame[7:11] == _BASIC_PUBLISH
+
+
 class AcksLost:
     """The broker hears everything of a consumer but its acknowledgements."""
 
@@ -156,13 +167,18 @@ class AcksLost:
 class ConfirmsLost:
     """The first confirms a publisher is to hear cut its connection instead."""
 
-    def __init__(self, cuts: list[int]) -> None:
+    def __init__(self, cuts: list[int], published: list[bytes]) -> None:
+        self._sent_frames = Frames(with_protocol_header=True)
         self._frames = Frames(with_protocol_header=False)
         self._cuts = cuts
         """One entry for each connection still to be cut: after how many confirms."""
+        self._published = published
+        """A frame for each message that was sent, over whichever connection."""
 
     def sent(self, data: bytes) -> bytes:
-        return data
+        frames = self._sent_frames.split(data)
+        self._published += filter(is_publish, frames)
+        return b"".join(frames)
 
     def answered(self, data: bytes) -> bytes:
         frames = self._frames.split(data)

@@ -311,7 +311,7 @@ class Watch:
             200,
             {"status": "ready", "service": "ok", "database": "ok", "consumers": "ok", "relay": "ok"},
         )
-        assert self._service.process.poll() is None
+        assert self._service.process.returncode is None
 
     async def _letters(self) -> list[dict[str, Any]]:
         return await rows(

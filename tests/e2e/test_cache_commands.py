@@ -1,9 +1,6 @@
 """``persistence cache`` beside a running service: what it shows, what it compares, and what it does to caches."""
 
-import asyncio
 import json
-import os
-import sys
 from typing import Any
 
 import pytest
@@ -11,7 +8,6 @@ import pytest
 from contracts import GetSymbol
 from contracts.client import PersistenceClient
 from tests.builders import Desk, a_desk
-from tests.conftest import REPOSITORY
 from tests.e2e.conftest import SharedService
 from tests.e2e.run import all_is_announced
 from tests.e2e.wire import certified, eventually, value
@@ -19,19 +15,7 @@ from tests.e2e.wire import certified, eventually, value
 
 async def cache(shared: SharedService, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code and what it writes."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "service",
-        "cache",
-        *arguments,
-        cwd=REPOSITORY,
-        env={**os.environ, **shared.environment, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    return await shared.persistence("cache", *arguments, **environment)
 
 
 async def as_json(shared: SharedService, *arguments: str) -> tuple[int, Any]:

@@ -24,7 +24,7 @@ from deploy.demo.screen import Screen
 from deploy.demo.story import Plan, play
 from deploy.demo.verdict import judge
 from deploy.servers import Servers
-from tests.conftest import REPOSITORY
+from tests.nursery import REPOSITORY
 
 PUBLISHED = "the bots sent every trade of the file, and repeated some"
 STORED = "every trade is stored exactly once, digit by digit"

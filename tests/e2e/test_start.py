@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,7 +18,7 @@ from contracts.client import PersistenceClient
 from contracts.topology import Lane
 from service.config import Settings
 from tests.builders import a_desk
-from tests.conftest import REPOSITORY, RunningService, StartService
+from tests.conftest import RunningService, StartService
 from tests.e2e.conftest import SharedService
 from tests.e2e.proxy import Proxy
 from tests.e2e.wire import certified, eventually, http, ready
@@ -82,13 +81,13 @@ class TestAStart:
     async def test_that_cannot_succeed_says_why_in_one_line(
         self, shared: SharedService, change: Change, says: str
     ) -> None:
-        complaint = await refuses(shared.environment | change(shared.environment), "serve")
+        complaint = await refuses(shared, shared.environment | change(shared.environment), "serve")
 
         assert re.search(f"^persistence: {says}", complaint), complaint
         assert CANARY not in complaint
 
     async def test_on_an_empty_database_says_to_migrate_it(self, shared: SharedService, empty_database: str) -> None:
-        complaint = await refuses({**shared.environment, "DATABASE_URL": empty_database}, "serve")
+        complaint = await refuses(shared, {**shared.environment, "DATABASE_URL": empty_database}, "serve")
 
         assert re.search("^persistence: DATABASE_URL: .*run `persistence migrate`", complaint), complaint
 
@@ -99,7 +98,7 @@ class TestAStart:
         await execute(database_url, f'CREATE DATABASE "in_ascii" {options}')
         ascii_url = with_path(database_url, "in_ascii")
 
-        complaint = await refuses({**shared.environment, "DATABASE_URL": ascii_url}, "serve")
+        complaint = await refuses(shared, {**shared.environment, "DATABASE_URL": ascii_url}, "serve")
 
         await execute(database_url, 'DROP DATABASE "in_ascii"')
         assert re.search(r"^persistence: DATABASE_URL: .*SQL_ASCII.*ENCODING 'UTF8'", complaint), complaint
@@ -110,7 +109,7 @@ class TestAStart:
         name = urlsplit(database_url).path.removeprefix("/")
         await execute(database_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
 
-        complaint = await refuses({**shared.environment, "DATABASE_URL": database_url}, "serve")
+        complaint = await refuses(shared, {**shared.environment, "DATABASE_URL": database_url}, "serve")
 
         assert re.search(r"^persistence: DATABASE_URL: .*synchronous_commit = off.*set it to on", complaint), (
             complaint
@@ -121,7 +120,7 @@ class TestAStart:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
-            complaint = await refuses({**shared.environment, "HTTP_PORT": port}, "serve")
+            complaint = await refuses(shared, {**shared.environment, "HTTP_PORT": port}, "serve")
 
         assert re.search(f"^persistence: HTTP_PORT: .*:{port} .*0 takes a free port", complaint), complaint
 
@@ -165,21 +164,21 @@ class TestAnotherCommand:
     async def test_that_cannot_succeed_says_why_in_one_line(
         self, shared: SharedService, arguments: list[str], change: Change, says: str
     ) -> None:
-        complaint = await refuses(shared.environment | change(shared.environment), *arguments)
+        complaint = await refuses(shared, shared.environment | change(shared.environment), *arguments)
 
         assert re.search(f"^persistence: {says}", complaint), complaint
 
     async def test_on_an_empty_database_says_to_migrate_it(self, shared: SharedService, empty_database: str) -> None:
         changed = {**shared.environment, "DATABASE_URL": empty_database}
 
-        complaint = await refuses(changed, "dead-letters", "list")
+        complaint = await refuses(shared, changed, "dead-letters", "list")
 
         assert "persistence migrate" in complaint
 
 
 class TestTheCheck:
     async def test_tells_programs_what_is_spoken_and_that_the_servers_are_there(self, shared: SharedService) -> None:
-        code, output, _ = await persistence(shared.environment, "check", "--json")
+        code, output, _ = await persistence(shared, shared.environment, "check", "--json")
 
         report = json.loads(output)
         assert code == 0
@@ -204,7 +203,7 @@ class TestTheCheck:
             "RABBITMQ_URL": f"amqp://u:{CANARY}@127.0.0.1:1/",
             "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:1/0",
         }
-        code, output, complaint = await persistence(changed, "check", "--json")
+        code, output, complaint = await persistence(shared, changed, "check", "--json")
 
         servers = json.loads(output)["servers"]
         assert (code, complaint) == (1, "")
@@ -301,34 +300,19 @@ class TestMetrics:
         assert samples["persistence_outbox_lag_seconds"] < 5
 
 
-async def persistence(changed: dict[str, str | None] | dict[str, str], *arguments: str) -> tuple[int, str, str]:
+async def persistence(
+    shared: SharedService, changed: dict[str, str | None] | dict[str, str], *arguments: str
+) -> tuple[int, str, str]:
     """Exit code, output and complaints of ``persistence``."""
     names = ("DATABASE_URL", "RABBITMQ_URL", "REDIS_URL")
     inherited = {name: part for name, part in os.environ.items() if name not in names}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "service",
-        *arguments,
-        cwd=REPOSITORY,
-        env={**inherited, **{name: part for name, part in changed.items() if part is not None}, "COLUMNS": "80"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(20):
-            output, complaint = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), complaint.decode()
+    given = {name: part for name, part in changed.items() if part is not None}
+    return await shared.nursery.run(*arguments, environment={**inherited, **given, "COLUMNS": "80"})
 
 
-async def refuses(changed: dict[str, str | None] | dict[str, str], *arguments: str) -> str:
+async def refuses(shared: SharedService, changed: dict[str, str | None] | dict[str, str], *arguments: str) -> str:
     """The one line that ``persistence`` complains with before it ends with 2."""
-    code, output, complaint = await persistence(changed, *arguments)
+    code, output, complaint = await persistence(shared, changed, *arguments)
     assert code == 2, complaint
     assert "Traceback" not in output + complaint
     [line] = complaint.splitlines()

@@ -35,8 +35,9 @@ from tests.builders import Desk, a_desk
 from tests.e2e.proxy import Proxy
 from tests.e2e.wire import Listener, eventually
 from tests.faults.points import EFFECTS, Board, Moment, board, find, moments
-from tests.faults.victims import KILLED, Nursery, Victim
+from tests.faults.victims import KILLED, Victim
 from tests.fresh import environment
+from tests.nursery import Nursery
 
 _REPLIES: Final = "crash-replies"
 _PRODUCER: Final = str(new_message_id())
@@ -144,7 +145,7 @@ class Range:
                 "RELAY_BATCH": "4",
                 "SHUTDOWN_TIMEOUT": "5",
             }
-            range_._nursery = await enter(Nursery.open(with_points=True))
+            range_._nursery = stack.enter_context(Nursery.running(with_points=True))
             stack.push_async_callback(range_._end)
             await range_._start()
             url = settings.rabbitmq_url.get_secret_value()
@@ -174,7 +175,7 @@ class Range:
     async def _start(self) -> None:
         self._shots += 1
         log = self.folder / f"service-{self._shots}.log"
-        self.service = await self._nursery.victim(self._environment, board=self.folder / "board", log=log)
+        self.service = Victim.of(self._nursery, self._environment, log=log, board=self.folder / "board")
 
     async def _end(self) -> None:
         await self.service.kill()

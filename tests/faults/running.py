@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.faults.points import REPOSITORY
-from tests.faults.victims import Nursery
+from tests.faults.victims import Victim
+from tests.nursery import Nursery
 
 _PAUSE_SECONDS = 0.05
 
@@ -47,7 +48,7 @@ def by_forking(nursery: Nursery, environment: Mapping[str, str], log: Path) -> S
     """Starts a service, without the seconds that a Python needs to import everything."""
 
     async def spawn() -> Process:
-        return await nursery.victim(environment, log=log)
+        return Victim.of(nursery, environment, log=log)
 
     return spawn
 

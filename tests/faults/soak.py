@@ -38,8 +38,8 @@ from tests.faults.links import Link
 from tests.faults.machines import Machines, private_servers
 from tests.faults.running import Running, by_forking
 from tests.faults.traffic import AWAY, Account, Audience, Books, Traffic
-from tests.faults.victims import Nursery
 from tests.fresh import fresh_database, fresh_vhost
+from tests.nursery import Nursery
 
 say = partial(Console(highlight=False, soft_wrap=True).print, markup=False)
 
@@ -105,7 +105,7 @@ class Ground:
                 "HTTP_PORT": "0",
                 "LOG_FORMAT": "json",
             }
-            nursery = await enter(Nursery.open())
+            nursery = stack.enter_context(Nursery.running())
             running = []
             for number in range(services):
                 log = folder / f"service-{number}.log"

@@ -11,7 +11,7 @@ from tests.faults.crash_points import DISTURBANCES, Range
 from tests.faults.points import Moment
 
 ALL = os.environ.get("CRASH_POINTS") == "all"
-SHARE = 14
+SHARE = 8
 """How many of the moments are tried when not all are, spread over the way."""
 TRIES = 4
 """How often a workload is sent to come by a moment: how often an await waits depends on what arrives when."""

@@ -21,8 +21,8 @@ from tests.faults.links import Link
 from tests.faults.machines import Machines
 from tests.faults.planted import BUGS
 from tests.faults.running import Running, by_command, by_forking
-from tests.faults.victims import Nursery
 from tests.fresh import execute, fresh_database, fresh_vhost
+from tests.nursery import Nursery
 
 _BOTS = 5
 
@@ -74,7 +74,7 @@ class World:
                 command = [sys.executable, "-m", "tests.faults.planted", of_service, "serve"]
                 world.service = Running(by_command(command, environment, log))
             else:
-                world.service = Running(by_forking(await enter(Nursery.open()), environment, log))
+                world.service = Running(by_forking(stack.enter_context(Nursery.running()), environment, log))
             stack.push_async_callback(world._end)
             await world.service.start()
             async with PersistenceClient(world.rabbitmq_url, answer_timeout=20) as client:

@@ -44,7 +44,8 @@ from service.received import Received
 from service.vault import Vault
 from tests.builders import Asking, Direct, received, sealed
 from tests.cases import STORE_NOTHING, a_lookup, a_scene, commands
-from tests.conftest import REPOSITORY, RunningService, StartService
+from tests.conftest import RunningService, StartService
+from tests.nursery import REPOSITORY
 
 PRIVATE, PUBLIC = new_key_pair()
 OWN_PRIVATE, OWN_PUBLIC = new_key_pair()

@@ -33,7 +33,7 @@ from service.repositories import (
 )
 from service.repositories.base import exact
 from tests.builders import Desk, Direct, a_desk
-from tests.conftest import REPOSITORY
+from tests.nursery import REPOSITORY
 from tests.observe import answer, events, statements
 
 Make = Callable[[AsyncSession, Desk], Awaitable[Any]]

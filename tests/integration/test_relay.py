@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -14,7 +12,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pydantic import SecretStr
-from sqlalchemy import func, make_url, select, text
+from sqlalchemy import func, select, text
 
 from contracts import RemoveExchangeFromBot, SaveBotLog, SymbolUpdates, UpdateSymbol
 from contracts.amqp import Link
@@ -29,7 +27,7 @@ from service.models import OutboxEvent, PublishedEvent
 from service.publisher import InFlight, Publisher
 from service.relay import Relay
 from tests.builders import Desk, Direct, a_desk, received
-from tests.fresh import execute
+from tests.fresh import a_plain_login
 
 
 @pytest.fixture
@@ -332,19 +330,6 @@ class TestHeartbeat:
 
         [beat] = await drained(listener)
         assert len(Heartbeat.model_validate_json(beat.body).timeline.split(".")) == 3
-
-
-@asynccontextmanager
-async def a_plain_login(database_url: str) -> AsyncIterator[str]:
-    """The URL of the same database for a role that may read and write its tables and nothing else."""
-    role, password = f"plain_{secrets.token_hex(4)}", secrets.token_hex(8)
-    await execute(database_url, f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
-    await execute(database_url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-    try:
-        yield str(make_url(database_url).set(username=role, password=password).render_as_string(hide_password=False))
-    finally:
-        await execute(database_url, f"DROP OWNED BY {role}")
-        await execute(database_url, f"DROP ROLE {role}")
 
 
 async def database_clock(sessions: SessionMaker) -> datetime:

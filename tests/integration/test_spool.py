@@ -20,8 +20,8 @@ from contracts.spool import Spool, SpoolFull, SpoolInUse
 from contracts.topology import Lane
 from service import topology
 from service.config import Settings
-from tests.conftest import REPOSITORY
 from tests.e2e.proxy import ConfirmsLost, Proxy
+from tests.nursery import REPOSITORY
 
 _BOT = """
 import asyncio, sys
@@ -123,7 +123,7 @@ class TestSpool:
         self, url: str, channel: AbstractChannel, tmp_path: Path
     ) -> None:
         cuts = [0, 3, 0]
-        async with Proxy(url, lambda: ConfirmsLost(cuts)) as link:
+        async with Proxy(url, lambda: ConfirmsLost(cuts, [])) as link:
             client = PersistenceClient(link.url)
             async with Spool(client, tmp_path / "spool") as spool:
                 ids = [await spool.put(a_trade(number)) for number in range(10)]

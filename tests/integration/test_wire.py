@@ -117,7 +117,7 @@ class TestPublishing:
 
 class TestALostLink:
     async def test_is_an_error_of_who_waits_and_no_cancellation(self, url: str, channel: AbstractChannel) -> None:
-        async with Proxy(url, lambda: ConfirmsLost([0])) as proxy:
+        async with Proxy(url, lambda: ConfirmsLost([0], [])) as proxy:
             link = WireLink(proxy.url, name="wire")
             wire = await link.channel()
             with pytest.raises(BROKEN_LINK):

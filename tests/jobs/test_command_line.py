@@ -1,39 +1,39 @@
 """Jobs are looked at and run from the command line."""
 
-import asyncio
 import json
 import os
-import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
-from pydantic import SecretStr
+import pytest
 
 from service.config import Settings
 from tests.builders import Desk, Direct
-from tests.conftest import REPOSITORY, StartService
+from tests.conftest import StartService
 from tests.fresh import environment
+from tests.nursery import Nursery
+
+Persistence = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
-async def persistence(settings: Settings, *arguments: str) -> tuple[int, str, str]:
+@pytest.fixture
+def persistence(nursery: Nursery, settings: Settings) -> Persistence:
     """The exit code of a command, and what it says on standard output and error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service", *arguments),
-        cwd=REPOSITORY,
-        env={**os.environ, **environment(settings), "COLUMNS": "80"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    said, complained = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, said.decode(), complained.decode()
+
+    async def run(*arguments: str, **changed: str) -> tuple[int, str, str]:
+        whole = {**os.environ, **environment(settings), "COLUMNS": "80", **changed}
+        return await nursery.run(*arguments, environment=whole)
+
+    return run
 
 
 async def test_a_job_that_is_run_says_what_it_did_and_nothing_else(
-    settings: Settings, desk: Desk, start_service: StartService
+    persistence: Persistence, desk: Desk, start_service: StartService
 ) -> None:
     await start_service(JOBS_ENABLED="false")  # so that it warms nothing itself
 
-    code, said, complained = await persistence(settings, "jobs", "run", "warming", "--json")
+    code, said, complained = await persistence("jobs", "run", "warming", "--json")
 
     assert (code, complained) == (0, "")
     # One list and three answers for the one symbol of the desk's exchange.
@@ -41,7 +41,7 @@ async def test_a_job_that_is_run_says_what_it_did_and_nothing_else(
 
 
 async def test_a_cleanup_says_beforehand_what_it_would_remove(
-    settings: Settings, direct: Direct, desk: Desk, sql: asyncpg.Connection
+    persistence: Persistence, direct: Direct, desk: Desk, sql: asyncpg.Connection
 ) -> None:
     old = datetime.now(UTC) - timedelta(days=100)
     await sql.execute(
@@ -51,7 +51,7 @@ async def test_a_cleanup_says_beforehand_what_it_would_remove(
         old,
     )
 
-    code, said, _ = await persistence(settings, "jobs", "run", "cleanup", "--dry-run")
+    code, said, _ = await persistence("jobs", "run", "cleanup", "--dry-run")
 
     assert code == 0
     assert "would remove" in said
@@ -59,30 +59,30 @@ async def test_a_cleanup_says_beforehand_what_it_would_remove(
     assert await sql.fetchval("SELECT count(*) FROM simulations") == 1
 
 
-async def test_the_list_is_empty_before_the_first_start(settings: Settings) -> None:
-    assert await persistence(settings, "jobs", "list", "--json") == (0, "[]\n", "")
+async def test_the_list_is_empty_before_the_first_start(persistence: Persistence) -> None:
+    assert await persistence("jobs", "list", "--json") == (0, "[]\n", "")
 
 
-async def test_a_job_that_an_instance_runs_is_left_to_it(settings: Settings, sql: asyncpg.Connection) -> None:
+async def test_a_job_that_an_instance_runs_is_left_to_it(persistence: Persistence, sql: asyncpg.Connection) -> None:
     await sql.execute(
         "INSERT INTO leases (name, holder, term, expires_at) VALUES ('cleanup', gen_random_uuid(), 1, 'infinity')"
     )
 
-    code, said, complained = await persistence(settings, "jobs", "run", "cleanup")
+    code, said, complained = await persistence("jobs", "run", "cleanup")
 
     assert (code, said) == (1, "")
     assert "is being run by an instance" in complained
 
 
-async def test_an_option_of_another_job_is_refused(settings: Settings) -> None:
-    code, _, complained = await persistence(settings, "jobs", "run", "warming", "--dry-run")
+async def test_an_option_of_another_job_is_refused(persistence: Persistence) -> None:
+    code, _, complained = await persistence("jobs", "run", "warming", "--dry-run")
 
     assert code == 2
     assert "are for cleanup" in complained
 
 
-async def test_a_cache_that_nobody_certifies_is_one_line(settings: Settings, desk: Desk) -> None:
-    code, said, complained = await persistence(settings, "jobs", "run", "warming")
+async def test_a_cache_that_nobody_certifies_is_one_line(persistence: Persistence, desk: Desk) -> None:
+    code, said, complained = await persistence("jobs", "run", "warming")
 
     assert (code, said) == (2, "")
     assert complained == (
@@ -91,10 +91,10 @@ async def test_a_cache_that_nobody_certifies_is_one_line(settings: Settings, des
     )
 
 
-async def test_a_cache_that_is_away_is_one_line_without_its_password(settings: Settings, desk: Desk) -> None:
-    away = settings.model_copy(update={"redis_url": SecretStr("redis://:hidden-word@127.0.0.1:9/0")})
+async def test_a_cache_that_is_away_is_one_line_without_its_password(persistence: Persistence, desk: Desk) -> None:
+    away = "redis://:hidden-word@127.0.0.1:9/0"
 
-    code, said, complained = await persistence(away, "jobs", "run", "warming")
+    code, said, complained = await persistence("jobs", "run", "warming", REDIS_URL=away)
 
     assert (code, said) == (2, "")
     assert complained.startswith("persistence: REDIS_URL: ")
