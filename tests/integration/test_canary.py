@@ -45,7 +45,7 @@ from service.vault import Vault
 from tests.builders import Asking, Direct, received, sealed
 from tests.cases import STORE_NOTHING, a_lookup, a_scene, commands
 from tests.conftest import RunningService, StartService
-from tests.nursery import REPOSITORY
+from tests.nursery import REPOSITORY, Nursery
 
 PRIVATE, PUBLIC = new_key_pair()
 OWN_PRIVATE, OWN_PUBLIC = new_key_pair()
@@ -371,22 +371,11 @@ async def test_its_own_changes_keep_the_cache_fresh(client: PersistenceClient) -
             await asyncio.sleep(0.02)
 
 
-def persistence(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 async def test_keys_are_made_and_changed_from_the_command_line(
-    service: RunningService, client: PersistenceClient
+    service: RunningService, client: PersistenceClient, nursery: Nursery
 ) -> None:
-    made = json.loads(persistence("keygen", "--json").stdout)
+    _, keys, _ = await nursery.run("keygen", "--json", environment={})
+    made = json.loads(keys)
     user = await client.call(AddUser(mail="ada@example.org"))
     catalog = await client.call(InstallExchange(name="kraken"))
     sealed = seal("the key", PUBLIC, uid=user.uid, field="api_key")
@@ -398,12 +387,12 @@ async def test_keys_are_made_and_changed_from_the_command_line(
     }
     both = {**urls, "STORAGE_KEYS": f"{made['STORAGE_KEYS']},{KEYS['STORAGE_KEYS']}"}
 
-    first = await asyncio.to_thread(persistence, "rotate-key", "--json", **both)
-    second = await asyncio.to_thread(persistence, "rotate-key", "--json", **both)
-    without = await asyncio.to_thread(persistence, "rotate-key", **{**urls, "STORAGE_KEYS": KEYS["STORAGE_KEYS"]})
-    keyless = await asyncio.to_thread(persistence, "rotate-key", **urls)
-
-    assert [json.loads(first.stdout.splitlines()[-1])["renewed"], first.returncode] == [1, 0]
-    assert json.loads(second.stdout.splitlines()[-1])["renewed"] == 0
-    assert (without.returncode, "exchanges/1 cannot be read" in without.stdout) == (1, True)
-    assert (keyless.returncode, "STORAGE_KEYS_FILE is not set" in keyless.stderr) == (2, True)
+    code, said, _ = await nursery.run("rotate-key", "--json", environment=both)
+    assert (code, json.loads(said.splitlines()[-1])["renewed"]) == (0, 1)
+    _, said, _ = await nursery.run("rotate-key", "--json", environment=both)
+    assert json.loads(said.splitlines()[-1])["renewed"] == 0
+    without = {**urls, "STORAGE_KEYS": KEYS["STORAGE_KEYS"]}
+    code, said, _ = await nursery.run("rotate-key", environment=without)
+    assert (code, "exchanges/1 cannot be read" in said) == (1, True)
+    code, _, complaint = await nursery.run("rotate-key", environment=urls)
+    assert (code, "STORAGE_KEYS_FILE is not set" in complaint) == (2, True)

@@ -196,12 +196,12 @@ class TestMessageId:
     ],
 )
 def test_a_bad_message_of_any_shape_is_read_in_no_time(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(Refusal):
         decode(SaveBotLog, body)
     _without_secrets(body)
 
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("instant", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "0001-12-31T23:00:00Z"])
