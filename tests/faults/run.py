@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from contracts import SymbolView, cache_keys
 from contracts.cache_entry import LEASE, Entry
 from contracts.certificate import Certificate, name_of, name_of_certificate
+from contracts.heartbeat import HEARTBEAT_SECONDS
 from contracts.topology import QUEUES
 from tests.faults.checker import Evidence, Fault
 from tests.faults.ledger import read
@@ -101,14 +102,22 @@ class Run:
         return await self.world.rows("outbox") == 0
 
     async def _is_settled(self) -> bool:
-        """Nothing waits anywhere, and all that was announced was heard; looked at twice, for what is in between."""
+        """Nothing waits anywhere, and all that was announced was heard; looked at twice, for what is in between.
+
+        What the service's own cache was sent and has not applied waits nowhere: its certificate tells.
+        """
+        [began] = await self._rows("SELECT clock_timestamp() AS at")
         if any((await self._queues()).values()) or not await self._outbox_is_empty():
             return False
         symbols, cached = await self._symbols(), await self._cached()
         if any(symbols[symbol] != version for symbol, version in cached.items()):
             return False
         heard = [len(self.subscribers.heard(who)) for who in ("steady", "flaky", "late")]
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2 * HEARTBEAT_SECONDS)
+        async with Redis.from_url(self.world.servers.redis_url) as redis:
+            certificate = await redis.get(name_of_certificate("persistence"))
+        if certificate is None or Certificate.model_validate_json(certificate).as_of < began["at"]:
+            return False
         again = [len(self.subscribers.heard(who)) for who in ("steady", "flaky", "late")]
         return heard == again and not any((await self._queues()).values()) and await self._outbox_is_empty()
 
