@@ -4,6 +4,7 @@ Both sides of a ratio run one after the other on the same servers; a run that lo
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -190,6 +191,9 @@ async def measure(
     for name in names:
         console.print(f"[dim]{name}: {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}[/]")
         began = time.perf_counter()
+        # Or this process stops for a tenth of a second now and then, which is no side's matter.
+        gc.collect()
+        gc.freeze()
         try:
             results += await BENCHMARKS[name](servers, scale)
         except Exception:  # noqa: BLE001 - the others are worth knowing all the same
