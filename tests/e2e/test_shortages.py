@@ -63,13 +63,13 @@ class TestLittleMemory:
                 try:
                     await blocker.execute("BEGIN; LOCK TABLE bot_logs IN ACCESS EXCLUSIVE MODE")
                     entry = SaveBotLog(bot_id=desk.bot.bot_id, message="x", data={"much": "x" * 60_000})
-                    await asyncio.gather(*(client.publish(entry) for _ in range(1_500)))
+                    await asyncio.gather(*(client.publish(entry) for _ in range(1_000)))
                 finally:
                     await blocker.close()
-                count = "SELECT count(*) = 1500 FROM bot_logs"
+                count = "SELECT count(*) = 1000 FROM bot_logs"
                 await eventually(lambda: value(service.database_url, count), seconds=30)
 
-            assert await metric(service, "persistence_commands_total") == 1_500 + 6
+            assert await metric(service, "persistence_commands_total") == 1_000 + 6
             assert await service.terminate() == 0
 
 
