@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from contracts import leased_cache
 from contracts.cache_entry import Entry, is_visible
@@ -383,6 +385,32 @@ class TestARedis:
                 assert await cache.get("a", source) == b"2"
                 await asyncio.sleep(0.1)
         assert await cache.get("a", source) == b"2"
+        await redis.aclose()
+
+    async def test_that_is_silent_to_a_client_without_time_outs_is_gone_around_in_time(
+        self, own_redis: OwnRedis, source: Source
+    ) -> None:
+        redis = Redis.from_url(own_redis.url, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        cache = LeasedCache(redis, namespace="test")
+        await cache.get("a", source)
+
+        with own_redis.stopped():
+            began = time.monotonic()
+            async with asyncio.timeout(5):
+                assert await cache.get("a", source) == b"1"
+            assert time.monotonic() - began < 2
+            reading = asyncio.create_task(cache.get("b", source))
+            await asyncio.sleep(0.02)
+            reading.cancel()
+
+            assert source.loads == 2
+            assert [type(each) for each in await asyncio.gather(reading, return_exceptions=True)] == [
+                asyncio.CancelledError
+            ]
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        assert cache._store._until == {}
         await redis.aclose()
 
     async def test_that_lost_its_scripts_gets_them_again(
