@@ -257,7 +257,7 @@ class Relay:
         """Begin again with what is in the outbox: nobody knows how far the rounds under way got."""
         await end(*(each.settled for each in self._rounds))
         self._rounds.clear()
-        self._sequences = None
+        self._sequences = self._mark = None
 
     def _due_heartbeats(self, rows: Sequence[Row[Any]], term: int, sequences: dict[str, int]) -> list[Publication]:
         """The heartbeat that may follow these rows, the oldest there are, if it is time for one."""
@@ -289,7 +289,6 @@ class Relay:
         if term != self._term:
             # Another one led meanwhile: what is under way from before can be deleted by nobody.
             await self._give_up()
-            self._mark = None
         self._term = term
         self._renew_at = 0.0 if term is None else time.monotonic() + self._lease.total_seconds() / 4
         RELAY_LEADER.set(term is not None)

@@ -52,7 +52,10 @@ ONLY_HERE: Final = {
     "numbers on after a failure": Bug(
         {
             "service.relay": (
-                ("        self._rounds.clear()\n        self._sequences = None\n", "        self._rounds.clear()\n"),
+                (
+                    "        self._rounds.clear()\n        self._sequences = self._mark = None\n",
+                    "        self._rounds.clear()\n",
+                ),
             )
         },
         frozenset(),
