@@ -3,7 +3,8 @@
 Each key holds either a value or a lease: a nonce that a reader puts there before it loads. The value is stored by
 compare-and-set against that nonce, and invalidation is a plain UNLINK, which removes values and leases alike. So a
 load that began before an invalidation can no longer be stored after it. The idea is the lease of R. Nishtala et al.,
-"Scaling Memcache at Facebook", NSDI 2013.
+"Scaling Memcache at Facebook", NSDI 2013. Who waits too long for the holder of a lease loads under the same one: it
+was there before that load as well, and whoever stores first takes its place.
 
 As long as Redis answers and every invalidation is applied: a read that begins after an invalidation never gives what
 was loaded before it, and no reader is given an older value after anybody was given a newer one. tests/cache shows it.
@@ -15,7 +16,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -33,17 +35,21 @@ Count = Callable[[str, str], None]
 LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Loaded | bytes | None]]]
 """Reads the values of many keys together; what it leaves out is absent. Otherwise like `Load`."""
 
-_LEASE_MS: Final = 5_000
+_LEASE_MS: Final = 60_000
+"""Longer than a load takes: what takes longer is never stored. Nobody has to wait for a lease to run out."""
+_END_MS: Final = 1
 _TRIES: Final = 3
 _GRACE_SECONDS: Final = 0.05
 _KEPT_AT_MOST: Final = 64
 _OWED_AT_MOST: Final = 100_000
 
 
-class _Flight(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Flight:
     """A load under a lease, which other readers of this process may wait for."""
 
     lease: bytes
+    """Its own, or that of another process which was there first."""
     landed: asyncio.Future[Entry | None]
     """None if nothing was stored."""
 
@@ -71,8 +77,8 @@ class LeasedCache:
         and for other readers' loads, before it loads itself. Both are in seconds. ``count`` is told the pattern of a
         key and what became of a read of it: ``hit``, ``absent`` (a hit that says there is nothing), ``miss``,
         ``join`` (another reader's load), ``stale`` (uncertain, but young enough) or ``bypass``. It is also told what
-        happened besides: ``refreshed``, ``rejected`` (a load that came too late), ``stolen`` (a lease) and
-        ``last_resort``.
+        happened besides: ``refreshed``, ``rejected`` (a load that came too late), ``shared`` (another process's
+        lease, whose load took too long to wait for) and ``last_resort``.
         """
         self._store = Store(redis, timeout=timeout)
         self._namespace = namespace
@@ -256,12 +262,12 @@ class LeasedCache:
 
     async def _lead(self, key: str, name: str, load: Load, stale: Entry | None, until: float) -> Entry | None:
         """Load under a lease and store; None if the value may be old by now, or another reader's is there."""
-        lease = new_lease()
-        flight = self._flights[name] = _Flight(lease, asyncio.get_running_loop().create_future())
+        flight = self._flights[name] = _Flight(new_lease(), asyncio.get_running_loop().create_future())
         result: Entry | None = None
         try:
-            if not await self._acquire(key, name, lease, stale, until):
+            if not await self._acquire(key, name, flight, stale, until):
                 return None
+            lease = flight.lease
             entry = await self._load_under(key, name, lease, load)
             # Who comes from now on must not be given this: it may be stale when the answer arrives.
             self._take_out(name, flight)
@@ -293,25 +299,35 @@ class LeasedCache:
         try:
             return await self._load(key, lease, load)
         except BaseException:
-            # Nobody shall wait for a lease that is not going to be used. To remove too much does no harm.
-            self._in_background(self._store.unlink([name]))
+            # Nobody shall wait for a lease that is not going to be used.
+            self._in_background(self._store.swap(name, lease, lease, _END_MS))
             raise
 
-    async def _acquire(self, key: str, name: str, lease: bytes, stale: Entry | None, until: float) -> bool:
-        """Whether the lease is there; if not, a value is, or the lease of another reader who came first."""
+    async def _acquire(self, key: str, name: str, flight: _Flight, stale: Entry | None, until: float) -> bool:
+        """Whether a lease is there to load under, as ``flight.lease``; if not, a value is.
+
+        It may be another reader's whose load takes longer than this read waits. The lease is left there: what is
+        loaded from now on was loaded while it was there, so it may take its place as well as what that one loads.
+        """
+        lease = flight.lease
         if stale is not None and await self._store.swap(name, stale.head, lease, _LEASE_MS, until=until):
             return True
         loop = asyncio.get_running_loop()
         held = await self._store.lease(name, lease, _LEASE_MS, until=until)
         pause = 0.002
         while held is not None and held[0] == LEASE and loop.time() < until:
+            flight.lease = held
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), until - loop.time()))
             pause = min(pause * 2, 0.05)
             held = await self._store.lease(name, lease, _LEASE_MS, until=until + _GRACE_SECONDS)
-        if held is None or held[0] != LEASE:
-            return held is None
-        self._count(spec_of(key).pattern, "stolen")
-        return await self._store.swap(name, held, lease, _LEASE_MS, until=until + _GRACE_SECONDS)
+        if held is None:
+            flight.lease = lease
+            return True
+        if held[0] != LEASE:
+            return False
+        flight.lease = held
+        self._count(spec_of(key).pattern, "shared")
+        return True
 
     def _hit(self, key: str, name: str, entry: Entry, load: Load) -> None:
         self._count(spec_of(key).pattern, "absent" if entry.is_absent else "hit")
@@ -391,7 +407,10 @@ class LeasedCache:
         try:
             loaded = await load(mine)
         except BaseException:
-            self._in_background(self._store.unlink([names[key] for key in mine]))
+            unused = {names[key]: leases[names[key]] for key in mine}
+            self._in_background(
+                self._store.swap_many({name: (lease, lease, _END_MS) for name, lease in unused.items()})
+            )
             raise
         took = time.monotonic() - began
         entries = {key: self._entry(key, leases[names[key]], _as_loaded(loaded.get(key)), took) for key in mine}
@@ -431,7 +450,7 @@ class LeasedCache:
         # What was stored together does not expire together.
         return round(ttl * 1_000 * random.uniform(0.9, 1.0))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         async def quietly() -> None:
             with suppress(Exception):  # what is there is right, and the next reader tries again
                 await work

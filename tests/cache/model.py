@@ -84,8 +84,10 @@ class Rules:
     removes_leases: bool = True
     """An invalidation removes leases as well as values."""
     returns_only_stored: bool = True
-    waits: bool = True
-    """Who finds another's lease waits or takes it over, instead of loading beside it."""
+    shares: bool = True
+    """Who finds another's lease waits or loads under that one, instead of without any."""
+    same_lease: bool = True
+    """A value takes the place of the lease that was there before its load, and of no other one."""
     single_flight: bool = False
     joins_until: str = "sent"
     """Others may join a load until its value is sent, and not until the answer arrives."""
@@ -257,10 +259,9 @@ def _acquire(turn: Turn) -> Iterator[State]:
         yield turn.becomes(r._replace(at=after, nonce=nonce), held=("lease", nonce, 0))
     elif s.held[0] == "value":
         yield from _found(turn._replace(r=r._replace(at="found", version=s.held[2])))
-    elif rules.waits:
-        # To wait changes nothing. It may take over as well; if that is another lease than the one it found, it makes
-        # a load useless, and that does no harm.
-        yield turn.becomes(r._replace(at=after, nonce=nonce), held=("lease", nonce, 0))
+    elif rules.shares:
+        # To wait changes nothing.
+        yield turn.goes(after, nonce=s.held[1])
     else:
         yield from turn.loads("got")
 
@@ -280,7 +281,9 @@ def _send(turn: Turn) -> Iterator[State]:
 
 def _sent(turn: Turn) -> Iterator[State]:
     s, r = turn.s, turn.r
-    is_stored = s.held == ("lease", r.nonce, 0) or not turn.rules.compares
+    is_any_lease = s.held is not None and s.held[0] == "lease"
+    is_own = s.held == ("lease", r.nonce, 0) or (is_any_lease and not turn.rules.same_lease)
+    is_stored = is_own or not turn.rules.compares
     held = ("value", r.nonce, r.version) if is_stored else s.held
     stored = turn.becomes(r._replace(at="answered", is_stored=is_stored), held=held)
     if turn.rules.single_flight:
@@ -373,7 +376,8 @@ MUTANTS: Final[Mapping[str, Rules]] = {
     "announces before the commit can be seen": replace(_ALL, visible_before_event=False),
     "an event removes values and no leases": replace(_ALL, removes_leases=False),
     "returns what was not stored": replace(_ALL, returns_only_stored=False),
-    "loads beside another's lease": replace(_ALL, waits=False),
+    "loads without a lease where another's is": replace(_ALL, shares=False),
+    "stores in the place of any lease": replace(_ALL, same_lease=False),
     "joins until the answer arrives": replace(_JOINING, joins_until="answered"),
     "joins what was only found": replace(_JOINING, joins_what_was_stored=False),
     "refreshes without comparing": replace(_REFRESHING, refresh_compares=False),

@@ -51,6 +51,7 @@ def _bug(module: str, *changes: tuple[str, str]) -> Bug:
 
 
 _STORE: Final = "await self._store.swap(name, lease, entry.held, self._ttl_ms(key, entry))"
+_ANY_LEASE: Final = "name, await self._store.head(name)"
 _REFRESH: Final = "await self._store.swap(name, entry.head, newer.held, self._ttl_ms(key, newer))"
 _TAKE_OUT: Final = """\
             # Who comes from now on must not be given this: it may be stale when the answer arrives.
@@ -58,7 +59,8 @@ _TAKE_OUT: Final = """\
 """
 _LOAD: Final = "            entry = await self._load_under(key, name, lease, load)\n"
 _ACQUIRE: Final = (
-    "            if not await self._acquire(key, name, lease, stale, until):\n                return None\n"
+    "            if not await self._acquire(key, name, flight, stale, until):\n                return None\n"
+    "            lease = flight.lease\n"
 )
 _SHARED: Final = "        loaded = await self._loads.shared(key, lambda: self._loaded(load))\n"
 _REMOVE: Final = "        await self._remove_older([key], ask=ask)\n"
@@ -72,7 +74,16 @@ MUTANTS: Final[Mapping[str, Bug]] = {
         (_STORE, "await self._store._answer(self._store._redis.set(name, entry.held, px=60_000))"),
     ),
     "takes the same nonce each time": _bug("cache_entry", ("os.urandom(HEAD_BYTES - 1)", "bytes(HEAD_BYTES - 1)")),
-    "loads before it has the lease": _bug("leased_cache", (_ACQUIRE + _LOAD, _LOAD + _ACQUIRE)),
+    "loads before it has the lease": _bug(
+        "leased_cache", (_ACQUIRE + _LOAD, "            lease = flight.lease\n" + _LOAD + _ACQUIRE)
+    ),
+    "stores in the place of any lease": _bug(
+        "leased_cache",
+        (
+            _STORE,
+            f"(await self._store.head(name))[:1] == bytes(1) and {_STORE.replace('name, lease', _ANY_LEASE)}",
+        ),
+    ),
     "lets others join until the answer arrives": _bug("leased_cache", (_TAKE_OUT, "")),
     "gives out what was not stored": _bug(
         "leased_cache", ("            result = entry if is_stored else None\n", "            result = entry\n")

@@ -50,9 +50,14 @@ class Source:
 class Counted:
     """A cache, and what became of its reads."""
 
-    def __init__(self, redis: Redis | RedisCluster) -> None:
+    def __init__(self, redis: Redis | RedisCluster, *, timeout: float = 5) -> None:
         self.counts: Counter[str] = Counter()
-        self.cache = LeasedCache(redis, namespace="test", timeout=5, count=self._count)
+        self.cache = LeasedCache(redis, namespace="test", timeout=timeout, count=self._count)
+        self._redis = redis
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self._redis.aclose()
 
     def _count(self, _: str, result: str) -> None:
         self.counts[result] += 1
@@ -145,6 +150,58 @@ class TestARead:
         # What it loaded came too late, and it is given what is there instead.
         assert await task == b"1"
         assert await cache.get("a", source) == b"1"
+
+    async def test_that_takes_longer_than_others_wait_is_stored_by_one_and_found_by_all(
+        self, redis_url: str, source: Source
+    ) -> None:
+        source.seconds = 0.6
+        processes = [Counted(connect(redis_url, timeout=5), timeout=0.2) for _ in range(3)]
+
+        async def read(cache: LeasedCache) -> None:
+            for _ in range(3):
+                assert await cache.get("a", source) == b"1"
+
+        await asyncio.gather(*(read(each.cache) for each in processes for _ in range(2)))
+
+        assert source.loads <= len(processes)
+        counts = sum((each.counts for each in processes), Counter())
+        assert counts["miss"] == 1
+        assert counts["bypass"] == counts["last_resort"] == 0
+        for each in processes:
+            await each.close()
+
+    async def test_under_the_lease_of_another_process_starts_over_after_an_invalidation(
+        self, redis: Redis, source: Source
+    ) -> None:
+        processes = [Counted(redis, timeout=0.2) for _ in range(2)]
+        source.gate = asyncio.Event()
+        reading = [asyncio.create_task(each.cache.get("a", source)) for each in processes]
+        while source.loads < 2:
+            await asyncio.sleep(0.001)
+        source.version = 2
+        await processes[0].cache.invalidate(["a"])
+        source.gate.set()
+
+        assert await asyncio.gather(*reading) == [b"2", b"2"]
+        assert sum(each.counts["shared"] for each in processes) >= 1
+
+    async def test_that_fails_leaves_alone_what_another_process_stored_meanwhile(
+        self, redis: Redis, source: Source
+    ) -> None:
+        failing, other = Source(), Counted(redis, timeout=0.2)
+        failing.fails, failing.gate = True, asyncio.Event()
+        dying = LeasedCache(redis, namespace="test", timeout=5)
+        reading = asyncio.create_task(dying.get("a", failing))
+        while failing.loads == 0:
+            await asyncio.sleep(0.001)
+        assert await other.cache.get("a", source) == b"1"
+        failing.gate.set()
+        with pytest.raises(LookupError):
+            await reading
+        await asyncio.gather(*dying._background)
+
+        assert await other.cache.get("a", source) == b"1"
+        assert other.counts == {"shared": 1, "miss": 1, "hit": 1}
 
 
 class TestAnInvalidation:
