@@ -62,6 +62,11 @@ class Task:
         assert self.message_id is not None  # noqa: S101 - who asks has seen that it has
         return self.message_id
 
+    @property
+    def forbidden(self) -> Refusal | None:
+        """Why its sender may not send it, if that is so."""
+        return self.refusal if self.refusal is not None and self.refusal.code is ErrorCode.FORBIDDEN else None
+
 
 class Executor:
     """Turns received commands into rows and replies."""
@@ -311,6 +316,12 @@ class _Attempt:
         received = task.received
         set_cause(self._session, task.message_id)
         before = self._known.get(task.message_id) if task.message_id is not None else None
+        if before is not None and (refusal := task.forbidden):
+            # Before what came of the id: who may not send this is not told, and touches neither inbox nor letters.
+            if before.payload_hash != task.payload_hash:
+                await dead_letters.add(self._session, received, refusal)
+            task.reply = _refused(refusal)
+            return
         if before is not None and before.payload_hash != task.payload_hash:
             refusal = Refusal(ErrorCode.CONFLICT, "was used for a message with another content", field="message_id")
             await dead_letters.add(self._session, received, refusal)

@@ -3,11 +3,13 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+from sqlalchemy import select
 
 from contracts import (
     AddUser,
@@ -35,7 +37,8 @@ from deploy.permissions import NOTHING, SUBSCRIBER, commands_for, permissions_of
 from deploy.servers import Servers
 from service.config import Settings, SettingsError
 from service.database import SessionMaker
-from service.executor import Executor
+from service.executor import REPLAY_HEADER, Executor
+from service.models import DeadLetter, InboxMessage
 from service.senders import _NAMES, NOBODYS, ROLES, Sender, Senders
 from tests.builders import Desk, Direct, a_desk, received
 from tests.conftest import StartService
@@ -137,6 +140,59 @@ class TestLimitedToSomeUsers:
             error = reply.error and (reply.error.code, reply.error.field)
             assert error == (field and (ErrorCode.FORBIDDEN, field)), command
 
+    @pytest.mark.parametrize("login", ["bot", "stranger", None])
+    async def test_a_repetition_by_who_may_not_send_it_is_forbidden_and_changes_nothing(
+        self, limited: Executor, desks: tuple[Desk, Desk], sessions: SessionMaker, login: str | None
+    ) -> None:
+        done, refused = received(desks[1].trade(), user_id="everyone"), received(_unknown_bot(), user_id="everyone")
+        first = await limited.execute([done, refused])
+        before = await _what_is_kept(sessions)
+
+        replies = await limited.execute(
+            [
+                replace(message, user_id=login, headers=headers)
+                for message in (done, refused)
+                for headers in ({}, {REPLAY_HEADER: 1})
+            ]
+        )
+
+        assert [reply.ok for reply in first] == [True, False]
+        for reply in replies:
+            assert reply.error is not None
+            assert (reply.error.code, reply.data, reply.meta.duplicate) == (ErrorCode.FORBIDDEN, None, False)
+        assert await _what_is_kept(sessions) == before
+        again = await limited.execute([done, refused])
+        assert [(reply.ok, reply.data, reply.error) for reply in again] == [
+            (reply.ok, reply.data, reply.error) for reply in first
+        ]
+
+    async def test_another_content_under_a_known_id_is_forbidden_and_kept_as_a_letter_of_its_own(
+        self, limited: Executor, desks: tuple[Desk, Desk], sessions: SessionMaker
+    ) -> None:
+        done = received(desks[1].trade(), user_id="everyone")
+        await limited.execute([done])
+        entries, _ = await _what_is_kept(sessions)
+
+        [reply] = await limited.execute([replace(done, body=received(desks[1].trade()).body, user_id="bot")])
+
+        assert reply.error is not None
+        assert (reply.error.code, reply.error.field) == (ErrorCode.FORBIDDEN, "bot_id")
+        entries_then, letters = await _what_is_kept(sessions)
+        assert entries_then == entries
+        assert [(letter["message_id"], letter["code"]) for letter in letters] == [(done.message_id, "forbidden")]
+
+    async def test_who_is_refused_is_refused_again_and_once_on_record(
+        self, limited: Executor, desks: tuple[Desk, Desk], sessions: SessionMaker
+    ) -> None:
+        message = received(desks[1].trade(), user_id="bot")
+
+        replies = [*await limited.execute([message]), *await limited.execute([message])]
+
+        assert [reply.error and reply.error.code for reply in replies] == [ErrorCode.FORBIDDEN] * 2
+        assert replies[0].error == replies[1].error
+        _, letters = await _what_is_kept(sessions)
+        assert [(letter["code"], letter["attempts"]) for letter in letters] == [("forbidden", 1)]
+
     async def test_others_are_let_through_by_role_alone(self, limited: Executor, desks: tuple[Desk, Desk]) -> None:
         trade = desks[1].trade()
         by = [received(trade, user_id=login) for login in ("everyone", "stranger", None)]
@@ -144,6 +200,20 @@ class TestLimitedToSomeUsers:
         replies = await limited.execute(by)
 
         assert [reply.error and reply.error.field for reply in replies] == [None, "user_id", "user_id"]
+
+
+def _unknown_bot() -> SaveBotLog:
+    return SaveBotLog(bot_id=999, message="x")
+
+
+async def _what_is_kept(sessions: SessionMaker) -> list[list[dict[str, Any]]]:
+    """The inbox and the dead letters, column by column."""
+    kept = []
+    async with sessions() as session:
+        for model in (InboxMessage, DeadLetter):
+            rows = await session.execute(select(*model.__table__.columns))
+            kept.append([dict(row) for row in rows.mappings()])
+    return kept
 
 
 def _fields(desk: Desk) -> TradeFields:
