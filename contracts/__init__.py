@@ -83,7 +83,7 @@ from contracts.cache import (
     Invalidated,
     InvalidationView,
 )
-from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
+from contracts.errors import ErrorCode, LoginRefused, NotConfirmed, Refusal, Unroutable
 from contracts.exchange import (
     AccountFields,
     AddExchange,
@@ -452,6 +452,7 @@ __all__ = [
     "LoadSimulation",
     "LoadSimulationsCatalog",
     "LogFields",
+    "LoginRefused",
     "LogsSaved",
     "Lookup",
     "Meta",

@@ -13,9 +13,10 @@ from typing import Final, Generic, Protocol, TypeVar
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
-from aiormq.exceptions import InvalidFrameError
+from aiormq.exceptions import InvalidFrameError, ProbableAuthenticationError
 from yarl import URL
 
+from contracts.errors import LoginRefused
 from contracts.wire import Wire
 
 BROKEN_LINK: Final = (AMQPError, ChannelInvalidStateError, ConnectionError, OSError, TimeoutError)
@@ -64,7 +65,7 @@ class _Link(ABC, Generic[C]):
         timeout: float = 5.0,
     ) -> None:
         # The name is what an operator sees in the broker's list of connections.
-        self._url = URL(url).update_query(name=name, heartbeat=str(heartbeat))
+        self._url = _read(url).update_query(name=name, heartbeat=str(heartbeat))
         self._setup = setup
         self._confirms = confirms
         self._timeout = timeout
@@ -115,6 +116,8 @@ class _Link(ABC, Generic[C]):
         except StopAsyncIteration:
             # What aiormq makes of a broker that hangs up before it has said anything, as one does that is starting.
             raise ConnectionError("the broker hung up") from None
+        except ProbableAuthenticationError as error:
+            raise LoginRefused(f"the broker refuses user or password: {error}") from None
         except InvalidFrameError:
             # What aiormq makes of a refusal that names the virtual host.
             vhost = self._url.path.removeprefix("/") or "/"
@@ -130,10 +133,20 @@ class _Link(ABC, Generic[C]):
     async def _discard(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
-            # A peer that has gone silent must not hold up the goodbye.
-            with suppress(*BROKEN_LINK, asyncio.CancelledError), lost_links_as_errors():
+            # A peer that has gone silent must not hold up the goodbye. Who is cancelled meanwhile cuts it short,
+            # which drops the connection, and is cancelled.
+            with suppress(*BROKEN_LINK), lost_links_as_errors():
                 async with asyncio.timeout(2):
                     await connection.close()
+
+
+def _read(url: str) -> URL:
+    """The URL; raises ValueError for what is none of a broker, without saying it: it may hold a password."""
+    with suppress(ValueError):
+        read = URL(url)
+        if read.scheme in ("amqp", "amqps") and read.host:
+            return read
+    raise ValueError("the broker's URL must look like amqp://user:password@host:port/vhost, or begin with amqps://")
 
 
 class Link(_Link[AbstractChannel]):

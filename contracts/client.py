@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, WireLink
 from contracts.base import Command, ErrorBody, Lookup, Meta, Reply, Request, answer_adapter
-from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
+from contracts.errors import ErrorCode, LoginRefused, NotConfirmed, Refusal, Unroutable
 from contracts.frames import Message, properties, table
 from contracts.topology import AFTER_HEADER, COMMANDS, FRESH_HEADER, LOOKUPS, MAX_COMMAND_BYTES
 from contracts.wire import Wire
@@ -29,6 +29,10 @@ _PLAIN_HEADERS: Final = table(_HEADERS)
 
 # A confirm that takes longer is taken for a dead link, and the message is sent again on a new one.
 _ATTEMPT_SECONDS: Final = 10.0
+# Who waited for less than this has learnt nothing about the link.
+_TOO_SOON_SECONDS: Final = 0.1
+
+_CLOSED: Final = "the client was closed"
 
 
 def new_message_id() -> UUID:
@@ -42,7 +46,8 @@ def new_message_id() -> UUID:
 class PersistenceClient:
     """A bot's or service's side of the conversation; one instance serves any number of tasks.
 
-    It connects at the first use and again whenever the link broke, so it survives a restart of the broker.
+    It connects at the first use and again whenever the link broke, so it survives a restart of the broker. Once it
+    is closed it stays so: whatever is asked of it then raises ``ConnectionError``.
 
         async with PersistenceClient("amqp://...") as client:
             await client.publish(RecordTrade(...))
@@ -58,9 +63,10 @@ class PersistenceClient:
         confirm_timeout: float = 30.0,
         answer_timeout: float = 5.0,
     ) -> None:
-        """``confirm_timeout`` and ``answer_timeout`` are seconds; each call can be given its own.
+        """``url`` is ``amqp://user:password@host:port/vhost``, or ``amqps://``; ValueError if it is none.
 
-        ``user_id`` must be the login of ``url``: the broker refuses any other.
+        ``confirm_timeout`` and ``answer_timeout`` are seconds; each call can be given its own, of which 0 means not
+        to wait. ``user_id`` must be the login of ``url``: the broker refuses any other.
         """
         self._app_id = app_id
         self._user_id = user_id
@@ -68,8 +74,10 @@ class PersistenceClient:
         self._answer_timeout = answer_timeout
         self._link = WireLink(url, name=app_id, setup=self._consume_replies)
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
+        self._check()
         await self._link.channel()
         return self
 
@@ -79,11 +87,16 @@ class PersistenceClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection. Calls that still wait for an answer end with ``ConnectionError``."""
+        """Close the connection for good. Calls that are still under way end with ``ConnectionError``."""
+        self._is_closed = True
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(ConnectionError("the client was closed"))
+                future.set_exception(ConnectionError(_CLOSED))
         await self._link.close()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ConnectionError(_CLOSED)
 
     async def publish(
         self,
@@ -98,12 +111,12 @@ class PersistenceClient:
         When this returns, the broker has stored the command and the service will carry it out exactly once or put
         it among the dead letters. Broken links are repaired and the same message is sent again under the same id
         until ``timeout`` (seconds) is over. Raises `NotConfirmed` then (whether it was stored is unknown, and
-        publishing it again under the same ``message_id`` is safe), `Unroutable` if there is no service, and
-        `Refusal` for a command that is too large.
+        publishing it again under the same ``message_id`` is safe), and without waiting `Unroutable` if there is no
+        service, `LoginRefused` if the broker refuses user or password, and `Refusal` for a command that is too large.
         """
         message_id = message_id or new_message_id()
         message = self._message(COMMANDS.name, command.wire_name, _body(command), message_id, headers=headers)
-        await self._hand_over(message, timeout or self._confirm_timeout)
+        await self._hand_over(message, _given(timeout, self._confirm_timeout))
         return message_id
 
     async def publish_bytes(
@@ -117,7 +130,7 @@ class PersistenceClient:
     ) -> None:
         """Hand over a command as it was written down earlier, byte by byte; otherwise as `publish`."""
         message = self._message(COMMANDS.name, name, body, message_id, headers=headers)
-        await self._hand_over(message, timeout or self._confirm_timeout)
+        await self._hand_over(message, _given(timeout, self._confirm_timeout))
 
     async def call(
         self,
@@ -146,7 +159,7 @@ class PersistenceClient:
     ) -> tuple[R, Meta]:
         """As `call`, with the reply's meta: whether it is a duplicate, the row's version, the commit token."""
         return await self._ask(
-            command, COMMANDS.name, message_id or new_message_id(), headers, timeout or self._answer_timeout
+            command, COMMANDS.name, message_id or new_message_id(), headers, _given(timeout, self._answer_timeout)
         )
 
     async def lookup(
@@ -160,7 +173,7 @@ class PersistenceClient:
         Raises `Refusal`, with code ``timeout`` if no answer came within ``timeout`` seconds.
         """
         headers = {**({FRESH_HEADER: True} if fresh else {}), **({AFTER_HEADER: after} if after else {})}
-        answer, _ = await self._ask(lookup, LOOKUPS.name, uuid4(), headers, timeout or self._answer_timeout)
+        answer, _ = await self._ask(lookup, LOOKUPS.name, uuid4(), headers, _given(timeout, self._answer_timeout))
         return answer
 
     async def _ask(
@@ -204,7 +217,7 @@ class PersistenceClient:
 
     async def _doubt_link(self, asked_at: float) -> None:
         """Have a new link opened if the broker has not even confirmed what was sent since then."""
-        if self._link.opened is not None and self._link.opened.heard_at < asked_at:
+        if self._link.opened is not None and self._link.opened.heard_at < asked_at and _is_long_ago(asked_at):
             await self._link.close()
 
     def _message(
@@ -235,12 +248,14 @@ class PersistenceClient:
 
     async def _hand_over(self, message: Message, timeout: float, *, confirm: bool = True) -> None:
         """Return when the broker has a message, for good if that is to be confirmed; tried again until then."""
-        deadline = time.monotonic() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         pause = 0.05
         while True:
-            left = deadline - time.monotonic()
+            self._check()
+            begun_at = loop.time()
             try:
-                async with asyncio.timeout(min(max(left, 0), _ATTEMPT_SECONDS)):
+                async with asyncio.timeout_at(min(deadline, begun_at + _ATTEMPT_SECONDS)):
                     wire = await self._link.channel()
                     await wire.room()
                     if confirm:
@@ -249,10 +264,12 @@ class PersistenceClient:
                         wire.publish(message)
             except (PublishError, ChannelNotFoundEntity):
                 raise _unroutable(message.routing_key) from None
+            except LoginRefused:
+                raise
             except BROKEN_LINK as error:
-                if isinstance(error, TimeoutError):
+                if isinstance(error, TimeoutError) and _is_long_ago(begun_at):
                     await self._link.close()
-                if time.monotonic() + pause >= deadline:
+                if loop.time() + pause >= deadline:
                     raise NotConfirmed(
                         f"{message.routing_key} {message.message_id} was not confirmed within {timeout:g} s: "
                         f"{type(error).__name__}"
@@ -287,6 +304,14 @@ class PersistenceClient:
                     if isinstance(reason, ChannelNotFoundEntity)
                     else ConnectionResetError("the link to the broker was lost")
                 )
+
+
+def _given(timeout: float | None, default: float) -> float:
+    return default if timeout is None else timeout
+
+
+def _is_long_ago(moment: float) -> bool:
+    return asyncio.get_running_loop().time() - moment >= _TOO_SOON_SECONDS
 
 
 def _unroutable(routing_key: str) -> Unroutable:

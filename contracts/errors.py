@@ -46,3 +46,7 @@ class NotConfirmed(Exception):  # noqa: N818
 
 class Unroutable(Exception):  # noqa: N818
     """The broker knows no queue for the message: the service has never been started there."""
+
+
+class LoginRefused(ConnectionError):  # noqa: N818
+    """The broker refuses user or password; waiting does not help, unless somebody changes them there."""

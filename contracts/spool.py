@@ -8,12 +8,15 @@ the same file; the service carries it out once.
         await spool.put(RecordTrade(...))  # on disk: no outage and no kill -9 takes it away any more
         await spool.flush()                # or wait until the broker has everything
 
-One process at a time may hold a spool.
+What may pass (no broker, no service, a refused login, a full disk) is waited for and logged once. Any other failure
+ends the sending: from then on `put`, `flush` and `close` raise `SpoolFailed` with its cause, and what was put stays
+on disk for the next process. One process at a time may hold a spool.
 """
 
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Mapping
@@ -27,7 +30,7 @@ from uuid import UUID, uuid4
 from contracts.base import Command
 from contracts.cancellation import end
 from contracts.client import PersistenceClient, new_message_id
-from contracts.errors import ErrorCode, NotConfirmed, Refusal, Unroutable
+from contracts.errors import ErrorCode, LoginRefused, NotConfirmed, Refusal, Unroutable
 from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
 from contracts.topology import MAX_COMMAND_BYTES, Lane
 
@@ -35,7 +38,9 @@ Durability = Literal["power loss", "process death"]
 
 _LIMIT_BYTES: Final = 256 * 1024 * 1024
 _ATTEMPT_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 1.0
 _DONE_AT_ONCE: Final = 100
+_NOT_OPEN: Final = "the spool is not open: use `async with`"
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS producer (id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS commands (
@@ -50,7 +55,14 @@ CREATE TABLE IF NOT EXISTS commands (
 """
 
 
-class SpoolFull(Exception):  # noqa: N818 - as the refusals of the client
+log = logging.getLogger(__name__)
+
+
+class SpoolFailed(Exception):  # noqa: N818 - as the refusals of the client
+    """Nothing is sent any more, for a reason that does not pass; it is the cause of this."""
+
+
+class SpoolFull(Exception):  # noqa: N818 - as above
     """There is no room, and nothing in the spool may be dropped: the broker has been away for too long."""
 
 
@@ -92,41 +104,66 @@ class Spool:
         self._lock: int | None = None
         self._producer = ""
         self._bytes = 0
-        self._done: list[int] = []
+        self._confirmed = 0
+        """Up to which number the broker has everything."""
+        self._deleted = 0
+        """Up to which number everything is gone from the file."""
         self._sending = 0
         self._news = asyncio.Event()
         self._empty = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
+        self._complaint = ""
         self.dropped = 0
         """Log entries that were given up for want of room."""
         self.refused: list[tuple[UUID, Refusal]] = []
         """Commands that no broker would take, with the reason; they are not sent again."""
 
     async def __aenter__(self) -> Self:
-        await self._in_thread(self._open)
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            await self._in_thread(self._shut)
+            raise
         self._sender = asyncio.create_task(self._send_all(), name=f"spool {self._path.name}")
+        self._sender.add_done_callback(self._sender_ended)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        try:
+            await self.close()
+        except SpoolFailed:
+            if error is None:
+                raise
 
     async def close(self) -> None:
-        """Stop sending; what is not confirmed stays for the next process."""
-        if self._sender is not None:
-            await end(self._sender)
-            self._sender = None
-        await self._in_thread(self._shut)
-        self._thread.shutdown()
+        """Stop sending; what is not confirmed stays for the next process.
+
+        Raises `SpoolFailed` if sending had failed before.
+        """
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        failed = _failure(sender, self._path)
+        try:
+            await end(sender)
+        finally:
+            await self._in_thread(self._shut)
+            self._thread.shutdown()
+        if failed is not None:
+            raise failed
 
     async def put(
         self, command: Command[Any], *, message_id: UUID | None = None, headers: Mapping[str, Any] | None = None
     ) -> UUID:
         """Keep a command, to be sent as soon as can be; gives its message id.
 
-        Never waits for the broker. Raises `SpoolFull` if there is no room, and `Refusal` for one that is too large.
+        Never waits for the broker. Raises `SpoolFull` if there is no room, `Refusal` for one that is too large,
+        ``sqlite3.OperationalError`` if the disk does not take it, and `SpoolFailed` if nothing is sent any more; in
+        each case it is not kept.
         """
+        self._check()
         message_id = message_id or new_message_id()
         body = command.model_dump_json(exclude_unset=True).encode()
         if len(body) > MAX_COMMAND_BYTES:
@@ -142,8 +179,10 @@ class Spool:
         return message_id
 
     async def flush(self) -> None:
-        """Return when the broker has everything that was put here."""
+        """Return when the broker has everything that was put here; raises `SpoolFailed` if it never will."""
+        self._check()
         await self._empty.wait()
+        self._check()
 
     async def waiting(self) -> int:
         """How many commands the broker has not confirmed."""
@@ -152,19 +191,36 @@ class Spool:
 
     # In the event loop.
 
+    def _check(self) -> None:
+        if self._sender is None:
+            raise RuntimeError(_NOT_OPEN)
+        if (failed := _failure(self._sender, self._path)) is not None:
+            raise failed
+
+    def _sender_ended(self, sender: asyncio.Task[None]) -> None:
+        if (failed := _failure(sender, self._path)) is not None and self._sender is sender:
+            log.error("%s", failed, exc_info=failed.__cause__)
+        self._empty.set()  # whoever waits has to look again
+
     async def _send_all(self) -> None:
-        done: int | None = None
+        confirmed = 0
         while True:
             self._news.clear()
-            stored = await self._in_thread(self._next, done)
+            try:
+                stored: _Stored | None = await self._in_thread(self._next, confirmed)
+            except sqlite3.OperationalError as error:
+                if not _may_pass(error):
+                    raise
+                await self._pause(error)
+                continue
+            self._complaint = ""
             if stored is None:
                 if not self._news.is_set():
                     self._empty.set()
-                done = None
                 await self._news.wait()
                 continue
             await self._send(stored)
-            done = stored.sequence
+            confirmed = stored.sequence
 
     async def _send(self, stored: _Stored) -> None:
         """Until it is confirmed: what comes after it must not overtake it."""
@@ -181,13 +237,22 @@ class Spool:
                 )
             except NotConfirmed:
                 continue  # it has waited already
-            except Unroutable:
-                await asyncio.sleep(1.0)  # no service was ever started there; one may yet be
+            except (Unroutable, LoginRefused) as error:
+                # No service was ever started there, or its login is not let in: one may yet be.
+                await self._pause(error)
             except Refusal as refusal:
                 self.refused.append((message_id, refusal))
                 return
             else:
                 return
+
+    async def _pause(self, error: Exception) -> None:
+        """Before another attempt; the reason is logged once and not with each."""
+        complaint = f"{type(error).__name__}: {error}"
+        if complaint != self._complaint:
+            log.warning("%s waits: %s", self._path, complaint)
+            self._complaint = complaint
+        await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -223,18 +288,20 @@ class Spool:
             os.close(folder)
 
     def _shut(self) -> None:
-        if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._forget_done()
-            self._database.close()
-            self._database = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            if self._database is not None:
+                with suppress(sqlite3.Error):
+                    self._forget_done()
+                self._database.close()
+                self._database = None
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def _held(self) -> sqlite3.Connection:
         if self._database is None:
-            raise RuntimeError("the spool is not open: use `async with`")
+            raise RuntimeError(_NOT_OPEN)
         return self._database
 
     def _insert(self, row: tuple[str, str, bytes, str, bool]) -> None:
@@ -250,10 +317,11 @@ class Spool:
             database.execute(
                 "INSERT INTO commands (message_id, name, body, headers, may_be_dropped) VALUES (?, ?, ?, ?, ?)", row
             )
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:  # SQLite has taken some failures back by itself
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
         self._bytes += size - freed
         self.dropped += len(dropped)
 
@@ -274,24 +342,22 @@ class Spool:
             raise SpoolFull(f"{self._path} holds {self._bytes} bytes that the broker has not taken")
         return dropped, freed
 
-    def _next(self, done: int | None) -> _Stored | None:
-        """The oldest command that is not confirmed, now that ``done`` is."""
-        if done is not None:
-            self._done.append(done)
-        if len(self._done) >= _DONE_AT_ONCE:
-            self._forget_done()
-        after = self._done[-1] if self._done else 0
+    def _next(self, confirmed: int) -> _Stored | None:
+        """The oldest command behind ``confirmed``, the last one that the broker has."""
+        self._confirmed = confirmed
         row = (
             self._held()
             .execute(
                 "SELECT sequence, message_id, name, body, headers FROM commands WHERE sequence > ? "
                 "ORDER BY sequence LIMIT 1",
-                (after,),
+                (confirmed,),
             )
             .fetchone()
         )
+        if row is None or confirmed - self._deleted >= _DONE_AT_ONCE:
+            with suppress(sqlite3.OperationalError):  # a full disk must not keep the rest from being sent
+                self._forget_done()
         if row is None:
-            self._forget_done()
             return None
         stored = _Stored(*row)
         self._sending = stored.sequence
@@ -299,18 +365,34 @@ class Spool:
 
     def _forget_done(self) -> None:
         """Delete what is confirmed, many at once: to send it again would do no harm."""
-        database = self._held()
-        done, self._done = self._done, []
-        if not done:
+        if self._confirmed == self._deleted:
             return
-        last = done[-1]
+        database, last = self._held(), self._confirmed
         [size] = database.execute(
             "SELECT coalesce(sum(length(body)), 0) FROM commands WHERE sequence <= ?", (last,)
         ).fetchone()
         database.execute("DELETE FROM commands WHERE sequence <= ?", (last,))
+        self._deleted = last
         self._bytes -= size
 
     def _count(self) -> int:
-        after = self._done[-1] if self._done else 0
-        [number] = self._held().execute("SELECT count(*) FROM commands WHERE sequence > ?", (after,)).fetchone()
+        [number] = (
+            self._held().execute("SELECT count(*) FROM commands WHERE sequence > ?", (self._confirmed,)).fetchone()
+        )
         return int(number)
+
+
+def _may_pass(error: sqlite3.OperationalError) -> bool:
+    """Whether it is the disk's or another process's doing, and not that of the statement or the tables."""
+    return getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+
+
+def _failure(sender: asyncio.Task[None], path: Path) -> SpoolFailed | None:
+    """What to raise if the sender has ended, which it does by itself only for a reason that does not pass."""
+    if not sender.done():
+        return None
+    cause = None if sender.cancelled() else sender.exception()
+    reason = "its task was cancelled" if cause is None else f"{type(cause).__name__}: {cause}"
+    failed = SpoolFailed(f"{path} sends nothing any more: {reason}; what was put is on disk")
+    failed.__cause__ = cause
+    return failed

@@ -62,6 +62,11 @@ class Proxy:
         scheme = self._parts.scheme + ("s" if self._encrypted else "")
         return urlunsplit(self._parts._replace(scheme=scheme, netloc=f"{login}{at}127.0.0.1:{self._port}"))
 
+    @property
+    def links(self) -> int:
+        """How many connections go through it."""
+        return len(self._links)
+
     async def open(self) -> None:
         """Listen; again on the same port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._encrypted)

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import logging
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
 import pytest
@@ -16,7 +19,7 @@ from aio_pika.abc import AbstractChannel
 from contracts import RecordTrade, SaveBotLog
 from contracts.client import PersistenceClient
 from contracts.producer import PRODUCER_HEADER, SEQUENCE_HEADER
-from contracts.spool import Spool, SpoolFull, SpoolInUse
+from contracts.spool import Spool, SpoolFailed, SpoolFull, SpoolInUse
 from contracts.topology import Lane
 from service import topology
 from service.config import Settings
@@ -207,3 +210,132 @@ class TestSpool:
 
             modes = [path.stat().st_mode & 0o077 for path in tmp_path.iterdir()]  # noqa: ASYNC240 - a test
             assert modes == [0] * len(modes)
+
+
+class TestAnErrorOnTheWay:
+    async def test_that_passes_is_waited_for_and_logged_once(
+        self,
+        client: PersistenceClient,
+        channel: AbstractChannel,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("contracts.spool._PAUSE_SECONDS", 0.02)
+        async with Spool(client, tmp_path / "spool") as spool:
+            await spool.flush()
+            failing = Failing(sqlite3.OperationalError("disk I/O error"))
+            with monkeypatch.context() as broken:
+                broken.setattr(spool, "_next", failing)
+                ids = [await spool.put(a_trade(number)) for number in range(3)]
+                while failing.calls < 3:
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):
+                await spool.flush()
+
+        assert [message.message_id for message in await sent(channel)] == [str(each) for each in ids]
+        [line] = [record for record in caplog.records if record.name == "contracts.spool"]
+        assert (line.levelno, "disk I/O error" in line.getMessage()) == (logging.WARNING, True)
+
+    @pytest.mark.parametrize(
+        "error", [sqlite3.DatabaseError("database disk image is malformed"), RuntimeError("a defect")]
+    )
+    async def test_that_does_not_pass_is_raised_by_all_and_loses_nothing(
+        self,
+        client: PersistenceClient,
+        channel: AbstractChannel,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+    ) -> None:
+        spool = await Spool(client, tmp_path / "spool").__aenter__()
+        await spool.flush()
+        with monkeypatch.context() as broken:
+            broken.setattr(spool, "_next", Failing(error))
+            kept = await spool.put(a_trade(1))
+            async with asyncio.timeout(10):
+                for use in (spool.flush(), spool.put(a_trade(2)), spool.close()):
+                    with pytest.raises(SpoolFailed, match=str(error)) as raised:
+                        await use
+                    assert raised.value.__cause__ is error
+
+        async with Spool(client, tmp_path / "spool") as spool:
+            await spool.flush()
+        assert [message.message_id for message in await sent(channel)] == [str(kept)]
+
+    async def test_is_raised_at_the_end_unless_the_caller_has_one_of_its_own(
+        self, client: PersistenceClient, tmp_path: Path
+    ) -> None:
+        await client.close()  # nobody foresaw that
+
+        async def use(then: Exception | None) -> None:
+            async with Spool(client, tmp_path / "spool") as spool:
+                with suppress(SpoolFailed):
+                    await spool.put(a_trade(1))
+                    await spool.flush()
+                if then is not None:
+                    raise then
+
+        async with asyncio.timeout(20):
+            with pytest.raises(SpoolFailed, match="the client was closed"):
+                await use(None)
+            with pytest.raises(ZeroDivisionError):
+                await use(ZeroDivisionError())
+
+    async def test_that_is_a_missing_table_does_not_pass(self, client: PersistenceClient, tmp_path: Path) -> None:
+        spool = await Spool(client, tmp_path / "spool").__aenter__()
+        await spool.flush()
+        assert spool._sender is not None
+        await spool._in_thread(spool._held().execute, "DROP TABLE commands")
+        spool._news.set()
+        await asyncio.wait([spool._sender], timeout=10)
+
+        for use in (spool.flush(), spool.close()):
+            with pytest.raises(SpoolFailed, match="no such table"):
+                await use
+
+    async def test_of_a_full_disk_refuses_what_is_put_and_takes_it_when_there_is_room_again(
+        self, client: PersistenceClient, channel: AbstractChannel, tmp_path: Path
+    ) -> None:
+        async with Spool(client, tmp_path / "spool") as spool:
+            first = await spool.put(a_trade(1))
+            await spool.flush()
+            await spool._in_thread(spool._held().execute, "PRAGMA max_page_count = 1")
+            with pytest.raises(sqlite3.OperationalError, match="full"):
+                await spool.put(an_entry("x" * 8_000))
+            await spool._in_thread(spool._held().execute, "PRAGMA max_page_count = 100000")
+            second = await spool.put(a_trade(2))
+            async with asyncio.timeout(10):
+                await spool.flush()
+
+        assert [message.message_id for message in await sent(channel)] == [str(first), str(second)]
+
+    async def test_that_is_a_refused_login_is_waited_for(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("contracts.spool._PAUSE_SECONDS", 0.02)
+        client = PersistenceClient(with_password(url, "wrong"))
+        async with Spool(client, tmp_path / "spool") as spool:
+            await spool.put(a_trade(1))
+            async with asyncio.timeout(20):
+                while "refuses user or password" not in caplog.text:
+                    await asyncio.sleep(0.05)
+            assert await spool.waiting() == 1
+        await client.close()
+
+
+def with_password(url: str, password: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:{password}@{parts.hostname}:{parts.port}"))
+
+
+class Failing:
+    """Raises an error in place of the spool's look for what is next, and counts how often."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.calls = 0
+
+    def __call__(self, _: int) -> None:
+        self.calls += 1
+        raise self._error

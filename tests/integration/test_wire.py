@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
 
 import aio_pika
 import pytest
@@ -9,10 +10,10 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import DeliveryError, PublishError
 from aiormq.abc import DeliveredMessage
 
-from contracts import GetSymbol
+from contracts import AddUser, GetSymbol, GetUser
 from contracts.amqp import BROKEN_LINK, ChannelNotFoundEntity, WireLink
 from contracts.client import PersistenceClient
-from contracts.errors import Refusal, Unroutable
+from contracts.errors import LoginRefused, NotConfirmed, Refusal, Unroutable
 from contracts.frames import Message, properties
 from contracts.wire import Wire
 from service.config import Settings
@@ -128,6 +129,25 @@ class TestALostLink:
                 await wire.room()
             await link.close()
 
+    async def test_is_dropped_also_if_who_closes_it_is_cancelled_while_the_broker_is_silent(
+        self, url: str, channel: AbstractChannel
+    ) -> None:
+        tap = Deaf()
+        async with Proxy(url, lambda: tap) as proxy:
+            link = WireLink(proxy.url, name="wire")
+            await link.channel()
+            tap.is_deaf = True
+            closing = asyncio.create_task(link.close())
+            await asyncio.sleep(0.1)
+
+            closing.cancel()
+
+            await asyncio.wait([closing])
+            assert closing.cancelled()
+            async with asyncio.timeout(5):
+                while proxy.links:
+                    await asyncio.sleep(0.01)
+
     async def test_that_takes_nothing_makes_callers_wait_and_not_the_memory_grow(
         self, wire: Wire, channel: AbstractChannel
     ) -> None:
@@ -220,6 +240,39 @@ class TestAClient:
             await asyncio.sleep(0.1)
         with pytest.raises(ConnectionError, match="closed"):
             await asked
+
+    async def test_that_is_closed_stays_so(self, url: str, channel: AbstractChannel) -> None:
+        async with PersistenceClient(url) as client:
+            pass
+        for use in (client.publish(AddUser(mail="a@b.c")), client.lookup(GetUser(uid=1)), client.__aenter__()):
+            with pytest.raises(ConnectionError, match="the client was closed"):
+                await use
+        assert not client._link.is_open
+
+    async def test_whose_login_is_refused_is_told_at_once(self, url: str) -> None:
+        parts = urlsplit(url)
+        wrong = parts._replace(netloc=f"{parts.username}:wrong@{parts.hostname}:{parts.port}")
+        client = PersistenceClient(urlunsplit(wrong))
+
+        async with asyncio.timeout(10):
+            for use in (client.publish(AddUser(mail="a@b.c")), client.lookup(GetUser(uid=1)), client.__aenter__()):
+                with pytest.raises(LoginRefused, match="user or password"):
+                    await use
+        await client.close()
+
+    async def test_that_does_not_want_to_wait_does_not_and_keeps_the_link(
+        self, url: str, channel: AbstractChannel
+    ) -> None:
+        for name in ("persistence.lookups", "persistence.commands"):
+            exchange = await channel.declare_exchange(name, "topic", durable=True)
+            await (await channel.get_queue("many", ensure=False)).bind(exchange, "#")
+        async with PersistenceClient(url, confirm_timeout=20, answer_timeout=20) as client, asyncio.timeout(10):
+            with pytest.raises(NotConfirmed):
+                await client.publish(AddUser(mail="a@b.c"), timeout=0)
+            for use in (client.lookup(GetUser(uid=1), timeout=0), client.call(AddUser(mail="a@b.c"), timeout=0)):
+                with pytest.raises(Refusal, match="no answer"):
+                    await use
+            assert client._link.is_open
 
 
 class Deaf(Untouched):
