@@ -137,7 +137,8 @@ class Store:
             loop.call_later(_LOOK_SECONDS, self._look, loop)
         try:
             answer = await command
-        except REDIS_AWAY as error:
+        except Exception as error:
+            # Also what redis-py does not mean to raise: whatever it is, there is no answer.
             raise self._away(error) from error
         except asyncio.CancelledError as error:
             # It may be that somebody else wants the task to end, too.

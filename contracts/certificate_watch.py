@@ -46,8 +46,8 @@ class CertificateWatch:
         self._certificate: Certificate | None = None
         self._valid_until = 0.0
         self._look_at = 0.0
-        self._connections: WeakKeyDictionary[Any, tuple[float, str]] = WeakKeyDictionary()
-        """When each was made, and to which run of the server."""
+        self._connections: WeakKeyDictionary[Any, tuple[float, str | None]] = WeakKeyDictionary()
+        """When each was made, and to which run of the server; None while it is opened again."""
         self._lost = 0.0
         self._not_before = UNCERTIFIED.as_of
         self._ask_new_connections()
@@ -107,9 +107,9 @@ class CertificateWatch:
         if certificate is None or certificate.run_id != run_id:
             self._certificate = None
             return
-        for connection, (_, run_id) in list(self._connections.items()):
-            if run_id not in certificate.run_id:
-                await connection.disconnect(nowait=True)
+        for connection, (_, of_run) in list(self._connections.items()):
+            if of_run is not None and of_run not in certificate.run_id:
+                _hang_up(connection)
         self._certificate, self._valid_until = certificate, asked + milliseconds / 1_000
 
     def _ask_new_connections(self) -> None:
@@ -117,11 +117,17 @@ class CertificateWatch:
         first = arguments[0].get("redis_connect_func")
 
         async def connect(connection: Any) -> None:
-            await (connection.on_connect() if first is None else first(connection))
-            await connection.send_command("INFO", "server")
-            run_id = _run_id(await connection.read_response())
+            before, _ = self._connections.get(connection, (0.0, None))
+            self._connections[connection] = before, None
+            try:
+                await (connection.on_connect() if first is None else first(connection))
+                await connection.send_command("INFO", "server")
+                run_id = _run_id(await connection.read_response())
+            except AttributeError as error:
+                # What redis-py makes of a connection that somebody else closes while it is opened.
+                raise RedisConnectionError("the connection was closed while it was opened") from error
             certificate = self.current()
-            now, (before, _) = time.monotonic(), self._connections.get(connection, (0.0, ""))
+            now = time.monotonic()
             self._connections[connection] = now, run_id
             if before > self._lost:
                 # Those that were made before it are taken to have been lost together.
@@ -154,6 +160,15 @@ def _arguments_of_connections(redis: Redis | RedisCluster) -> list[dict[str, Any
     nodes = redis.nodes_manager
     known = (*nodes.startup_nodes.values(), *nodes.nodes_cache.values())
     return [nodes.connection_kwargs, *(node.connection_kwargs for node in known)]
+
+
+def _hang_up(connection: Any) -> None:
+    """Close a connection that somebody may be using at this moment, to whom it shall look like a lost one.
+
+    To `disconnect` it would take the stream away from under them.
+    """
+    if (writer := connection._writer) is not None:  # noqa: SLF001 - tested in test_invalidator
+        writer.close()
 
 
 def _read(held: bytes | str | None) -> Certificate | None:

@@ -1,6 +1,7 @@
 """Keep a Redis cache free of stale keys (extras ``client`` and ``cache``)."""
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -34,6 +35,8 @@ Why = Literal["start", "gap", "unreadable", "asked", "timeline", "run_id"]
 """Why all that is cached was left behind: nothing was known of it; an event is missing; one could not be read; it was
 asked for; the database or the Redis server is another one than before."""
 
+log = logging.getLogger(__name__)
+
 _PREFETCH: Final = 200
 _SILENCE_SECONDS: Final = 3.0
 _ANSWER_SECONDS: Final = 2.0
@@ -42,6 +45,8 @@ _MAX_LAG_SECONDS: Final = 2.0
 _SWITCH_SECONDS: Final = _CERTIFIED_SECONDS + 1.0
 """How long readers may still go by a certificate that was replaced."""
 _NAMES_AT_ONCE: Final = 500
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_LONGEST_PAUSE_SECONDS: Final = 10.0
 _SCHEMA_VERSION: Final = 1
 
 # KEYS: progress; ARGV: who takes over from now on. Gives the progress so far.
@@ -174,9 +179,12 @@ class CacheInvalidator:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            await end(self._task)
+        assert self._task is not None  # noqa: S101 - made in __aenter__
+        has_failed = self._task.done() and not self._task.cancelled()
+        await end(self._task)
         await self.close()
+        if has_failed and kind is None:
+            self._task.result()
 
     async def close(self) -> None:
         """Close the connection; the queue stays and collects."""
@@ -187,8 +195,34 @@ class CacheInvalidator:
         return None if self._is_held else self._watch.current()
 
     async def run(self) -> None:
-        """Apply events until cancelled, reconnecting as often as need be."""
-        watching = asyncio.create_task(self._watch.run(), name=f"invalidator {self._queue} watches")
+        """Apply events until cancelled, reconnecting as often as need be.
+
+        What it does not expect, as from ``on_event``, it logs, has another instance served if there is one, and
+        begins anew; what was not acknowledged comes again.
+        """
+        watching = asyncio.create_task(
+            self._again_and_again(self._watch.run), name=f"invalidator {self._queue} watches"
+        )
+        try:
+            await self._again_and_again(self._apply_events)
+        finally:
+            await end(watching)
+
+    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            began = time.monotonic()
+            try:
+                await work()
+            except (Exception, asyncio.CancelledError):
+                heed_cancellation()
+                log.exception("the invalidator of the queue %s failed; it begins anew", self._queue)
+            if time.monotonic() - began > 2 * _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _apply_events(self) -> None:
         try:
             while True:
                 try:
@@ -199,8 +233,11 @@ class CacheInvalidator:
                     continue
                 await self._apply_next(self._subscription)
                 heed_cancellation()
-        finally:
-            await end(watching)
+        except Exception:
+            # With its channel open it would be served, and no other instance.
+            self._is_held = False
+            await self._link.close()
+            raise
 
     async def _apply_next(self, subscription: _Subscription) -> None:
         """Apply what has arrived, or see whether the broker is there if nothing does."""

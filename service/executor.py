@@ -207,7 +207,7 @@ class Executor:
             await inbox.remember(session, attempt.handled)
             await producers.note(session, (task.received.headers for task in tasks))
         _are_committed(tasks)
-        if self._remove is not None and (keys := stale_keys(session)) and not await self._remove(keys):
+        if self._remove is not None and (keys := stale_keys(session)) and not await _is_done(self._remove, keys):
             for task in tasks:
                 task.reply = _pending(task.reply)
 
@@ -222,6 +222,15 @@ class Executor:
         for (task, _), refusal in zip(read, refusals, strict=True):
             if refusal is not None:
                 task.request, task.refusal, task.is_plain = None, refusal, False
+
+
+async def _is_done(remove: Remove, keys: Sequence[str]) -> bool:
+    """Whether the cache certainly holds these no more. The commit stands whatever happens here."""
+    try:
+        return await remove(keys)
+    except Exception:
+        log.exception("cache_removal_failed")
+        return False
 
 
 def _are_committed(tasks: Iterable[Task]) -> None:

@@ -405,6 +405,18 @@ class TestWithoutACertificate:
 
 
 class TestARedis:
+    async def test_whose_client_raises_what_it_does_not_mean_to_is_gone_around(
+        self, redis: Redis, cache: LeasedCache, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def break_down(*_: object, **__: object) -> None:
+            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+        monkeypatch.setattr(redis, "execute_command", break_down)
+
+        assert await cache.get("a", source) == b"1"
+        with pytest.raises(leased_cache.Away):
+            await cache.invalidate(["a"])
+
     async def test_that_is_killed_is_gone_around(self, own_redis: OwnRedis, source: Source) -> None:
         redis = connect(own_redis.url)
         cache = LeasedCache(redis, namespace="test")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -137,6 +138,25 @@ class TestBatch:
         assert bad.error.code is ErrorCode.INTERNAL
         assert "a defect" not in bad.error.message
         assert good.ok
+
+    @pytest.mark.parametrize("error", [None, AttributeError("writelines"), ConnectionError("away")])
+    async def test_says_that_the_cache_is_behind_and_is_not_carried_out_again_if_the_removal_fails(
+        self, sessions: SessionMaker, error: Exception | None
+    ) -> None:
+        removals: list[Sequence[str]] = []
+
+        async def remove(keys: Sequence[str]) -> bool:
+            removals.append(keys)
+            if error is not None:
+                raise error
+            return False
+
+        executor = Executor(sessions, remove=remove)
+
+        [reply] = await executor.execute([received(AddUser(mail="late@example.org"))])
+
+        assert (reply.ok, reply.meta.duplicate, reply.meta.cache) == (True, False, "pending")
+        assert len(removals) == 1
 
 
 class TestRepeatedMessage:

@@ -12,6 +12,8 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from contracts.amqp import BROKEN_LINK, Link
 from contracts.certificate import Certificate, name_of, name_of_certificate
@@ -355,6 +357,76 @@ class TestInstances:
                     pass
 
 
+class TestADefect:
+    """Whatever befalls an instance, it begins anew, and another one is served meanwhile."""
+
+    async def test_is_logged_and_the_events_are_applied_all_the_same(
+        self, url: str, redis: Redis, feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with running(url, redis) as instance:
+            before = await certified(feed, redis)
+            await put(redis, before, KEY)
+            once(monkeypatch, instance.invalidator, "_remove")
+            await feed.event(KEY)
+
+            await eventually(lambda: is_gone(redis, before))
+            assert (await certified(feed, redis, after=before)).epoch == before.epoch
+            assert instance.why == ["start"]
+        assert "the invalidator of the queue web.cache failed" in caplog.text
+        assert "planted" in caplog.text
+
+    async def test_of_what_is_done_with_events_brings_them_again(self, url: str, redis: Redis, feed: Feed) -> None:
+        told: list[Any] = []
+
+        async def note(event: Any) -> None:
+            told.append(event.sequence)
+            if len(told) == 1:
+                raise RuntimeError("planted")
+
+        async with running(url, redis, on_event=note):
+            await feed.event(KEY)
+            await eventually(lambda: as_it_is(told == [1, 1]))
+
+    async def test_that_stays_has_another_instance_served(
+        self, url: str, redis: Redis, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(url, redis) as broken, running(url, redis) as healthy:
+
+            async def fail(*_: Any) -> bool:
+                raise RuntimeError("planted")
+
+            monkeypatch.setattr(broken.invalidator, "_apply", fail)
+            await feed.event(KEY)
+            await eventually(lambda: as_it_is(healthy.lags))
+
+            certificate = await certified(feed, redis)
+
+            await eventually(lambda: as_it_is(healthy.invalidator.certificate() == certificate))
+            await eventually(lambda: as_it_is(broken.invalidator.certificate() == certificate))
+
+    async def test_of_the_watch_heals(
+        self, url: str, redis: Redis, feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        instance = Instance(url, redis)
+        once(monkeypatch, instance.invalidator._watch, "look")
+        async with instance.invalidator:
+            certificate = await certified(feed, redis)
+
+            await eventually(lambda: as_it_is(instance.invalidator.certificate() == certificate))
+        assert "planted" in caplog.text
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Have the first call fail with what nobody expects."""
+    original = getattr(owner, name)
+
+    async def fail(*_: Any) -> None:
+        monkeypatch.setattr(owner, name, original)
+        raise AttributeError("planted")
+
+    monkeypatch.setattr(owner, name, fail)
+
+
 class TestWatch:
     async def test_holds_a_certificate_no_longer_than_redis_does(self, redis: Redis) -> None:
         watch = CertificateWatch(redis, namespace="web")
@@ -428,6 +500,65 @@ class TestWatch:
         assert await cache.get(KEY, other_value) == b"false"
 
         assert watch.current() is None
+
+    async def test_leaves_alone_a_connection_that_is_being_opened(
+        self, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its last run may be another one than the certificate's; which it will be is not known yet."""
+        watch = CertificateWatch(redis, namespace="web")
+        await redis.set(name_of_certificate("web"), await a_certificate(redis), px=10_000)
+        pool: Any = redis.connection_pool
+        connection = await pool.get_connection()
+        watch._connections[connection] = (0.0, "0" * 40)
+        await connection.disconnect()
+        opening, gate = asyncio.Event(), asyncio.Event()
+        open_it = Connection.on_connect
+
+        async def wait_first(self: Connection) -> None:
+            if self is connection:
+                opening.set()
+                await gate.wait()
+            await open_it(self)
+
+        monkeypatch.setattr(Connection, "on_connect", wait_first)
+        asking = asyncio.create_task(connection.connect())
+        await opening.wait()
+
+        await watch.look()
+
+        assert watch.current() is not None
+        assert connection.is_connected
+        gate.set()
+        await asking
+        await pool.release(connection)
+
+    async def test_hangs_up_on_another_run_without_failing_who_uses_the_connection(self, redis: Redis) -> None:
+        watch = CertificateWatch(redis, namespace="web")
+        await redis.set(name_of_certificate("web"), await a_certificate(redis), px=10_000)
+        [connection] = watch._connections
+        client: Any = redis
+        waiting = asyncio.create_task(client.blpop(["nothing"], timeout=3))
+        await asyncio.sleep(0.05)
+        watch._connections[connection] = (0.0, "0" * 40)
+
+        await watch.look()
+
+        with pytest.raises(RedisConnectionError):
+            await waiting
+
+    async def test_has_a_connection_that_is_closed_while_it_opens_look_like_a_lost_one(
+        self, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = CertificateWatch(redis, namespace="web")
+
+        async def break_down(_: Connection) -> None:
+            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+        monkeypatch.setattr(Connection, "on_connect", break_down)
+
+        with pytest.raises(RedisConnectionError, match="closed while it was opened"):
+            await redis.ping()
+        await watch.look()
 
 
 async def a_certificate(redis: Redis, **fields: Any) -> str:
