@@ -9,7 +9,8 @@ a backlog waits for the slowest of the three steps instead of for their sum.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -26,7 +27,7 @@ from contracts.topology import HEARTBEATS
 from service import lease, outbox
 from service.config import Settings
 from service.database import AutocommitSessions, SessionMaker
-from service.errors import is_transient
+from service.errors import is_transient, reason
 from service.models import EventStream
 from service.observability import EVENTS_PUBLISHED, OUTBOX_LAG, RELAY_LEADER
 from service.publisher import InFlight, Publication, Publisher
@@ -159,7 +160,7 @@ class Relay:
                 except Exception as error:
                     if not (isinstance(error, BROKEN_LINK) or is_transient(error)):
                         raise
-                    log.warning("relay_waits", error=type(error).__name__)
+                    log.warning("relay_waits", error=reason(error))
                     sent, pause = 0, min(pause * 2, 2.0)
                 if not sent:
                     try:
@@ -176,13 +177,9 @@ class Relay:
         Gives their number, 0 too for who has no lease.
         """
         number = await self._send_oldest()
-        try:
+        async with self._turn, self._or_begin_again():
             for each in list(self._rounds):
                 await each.settled
-        except BaseException:
-            async with self._turn:
-                await self._give_up()
-            raise
         return number
 
     async def release(self) -> None:
@@ -194,17 +191,19 @@ class Relay:
     async def _send_oldest(self) -> int:
         """Send the oldest events that were not sent yet, up to a batch, and have them deleted once confirmed.
 
-        Raises what an earlier round came to if it failed. After a failure all that was under way begins again.
+        Raises what an earlier round came to if it failed; all that was under way begins again then.
         """
         async with self._turn:
-            try:
+            async with self._or_begin_again():
                 await self._make_room()
-                if time.monotonic() >= self._renew_at or self._sequences is None:
-                    await self._prepare()
-                return await self._send(self._term, self._sequences)
-            except BaseException:
-                await self._give_up()
-                raise
+            if time.monotonic() >= self._renew_at or self._sequences is None:
+                await self._prepare()
+            if self._term is None or self._sequences is None:
+                return 0
+            rows = await self._read()
+            async with self._or_begin_again():
+                await self._send(rows, self._term, self._sequences)
+            return len(rows)
 
     async def _make_room(self) -> None:
         """Forget rounds that are done, and wait for the oldest if there are too many."""
@@ -212,9 +211,7 @@ class Relay:
             await self._rounds[0].settled
             self._rounds.popleft()
 
-    async def _send(self, term: int | None, sequences: dict[str, int] | None) -> int:
-        if term is None or sequences is None:
-            return 0
+    async def _read(self) -> Sequence[Row[Any]]:
         under_way = _ranges(row_id for each in self._rounds for row_id in each.ids)
         async with self._autocommit() as session:
             if self._mark is None and time.monotonic() >= self._beat_at:
@@ -222,10 +219,13 @@ class Relay:
             rows = await _oldest(session, self._holder, self._batch, under_way)
         self.lag = rows[0].age.total_seconds() if rows else 0.0
         OUTBOX_LAG.set(self.lag)
+        return rows
+
+    async def _send(self, rows: Sequence[Row[Any]], term: int, sequences: dict[str, int]) -> None:
         events = [_publication(row, sequences) for row in rows]
         beats = self._due_heartbeats(rows, term, sequences)
         if not events and not beats:
-            return 0
+            return
         # Beats go behind what they speak of, on the same channel. Should one of those get lost, its number tells.
         before = self._rounds[-1] if self._rounds else None
         sent = await self._publisher.send_events([*events, *beats], after=before.sent if before else None)
@@ -233,25 +233,48 @@ class Relay:
         settled = asyncio.create_task(self._settle(sent, before, rows, numbers, term), name="relay round")
         settled.add_done_callback(self._wake_if_failed)
         self._rounds.append(_Round([row.id for row in rows], sent, settled))
-        return len(rows)
 
     async def _settle(
         self, sent: InFlight, before: _Round | None, rows: Sequence[Row[Any]], numbers: dict[str, int], term: int
     ) -> None:
-        """Delete a round's events when they are confirmed and those of the round before are deleted."""
+        """Delete a round's events when they are confirmed and those of the round before are deleted.
+
+        What is confirmed is not sent again because the database is away: the delete waits for it.
+        """
         await self._publisher.confirmed(sent)
         if before is not None:
             await before.settled
         if not rows:
             return
-        async with self._autocommit() as session:
-            await _delete(session, rows, numbers, term)
+        pause = self._poll_interval
+        while not await self._is_deleted(rows, numbers, term):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
         for kind, number in Counter(row.type for row in rows).items():
             EVENTS_PUBLISHED.labels(type=kind).inc(number)
+
+    async def _is_deleted(self, rows: Sequence[Row[Any]], numbers: dict[str, int], term: int) -> bool:
+        try:
+            async with self._autocommit() as session:
+                await _delete(session, rows, numbers, term)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            log.warning("relay_waits", error=reason(error))
+            return False
+        return True
 
     def _wake_if_failed(self, settled: asyncio.Task[None]) -> None:
         if settled.cancelled() or settled.exception() is not None:
             self._committed.set()
+
+    @asynccontextmanager
+    async def _or_begin_again(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            await self._give_up()
+            raise
 
     async def _give_up(self) -> None:
         """Begin again with what is in the outbox: nobody knows how far the rounds under way got."""

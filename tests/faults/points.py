@@ -47,6 +47,7 @@ STATIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Relay.release": "gives the lease back at the end of the process",
         "Relay.publish_once": "publishes what is left at the end of the process",
         "Relay.run: await self._give_up()": "ends with the process",
+        "Relay._settle: await asyncio.sleep(pause)": "waits for the database, and then deletes all the same",
     },
 }
 # What commands do on that way: the points that the workload comes by.

@@ -27,7 +27,17 @@ from service.models import OutboxEvent, PublishedEvent
 from service.publisher import InFlight, Publisher
 from service.relay import Relay
 from tests.builders import Desk, Direct, a_desk, received
-from tests.fresh import a_plain_login
+from tests.fresh import a_plain_login, execute
+
+_REFUSED_ONCE = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('tries') = 1 THEN RAISE EXCEPTION 'try again' USING ERRCODE = 'serialization_failure'; END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON event_streams FOR EACH STATEMENT EXECUTE FUNCTION refuse();
+"""
 
 
 @pytest.fixture
@@ -183,6 +193,16 @@ class TestRelay:
 
         events = await received_by(subscriber, 12)
         assert events[:6] == events[6:]
+
+    async def test_does_not_publish_again_what_could_not_be_deleted_at_once(
+        self, relay: Relay, desk: Desk, sessions: SessionMaker, subscriber: AbstractQueue, database_url: str
+    ) -> None:
+        await execute(database_url, _REFUSED_ONCE)
+
+        assert await relay.publish_once() == 6
+
+        await received_by(subscriber, 6)
+        assert await waiting(sessions) == 0
 
     async def test_leaves_the_outbox_to_who_has_the_lease(
         self, relay: Relay, desk: Desk, sessions: SessionMaker, settings: Settings, publisher: Publisher
