@@ -101,7 +101,7 @@ class Moment(NamedTuple):
         """Whether it depends on the network, and not on the code, that there is such a moment."""
         # To have a connection takes no wait, unless it has to be opened, or tried because it has rested.
         # Whether a round has to wait for the one before is a matter of which confirm comes first.
-        is_quick = self.point.text.startswith("enter self._autocommit()") or self.point.text.endswith(".settled")
+        is_quick = self.point.text.endswith(" self._autocommit()") or self.point.text.endswith(".settled")
         first = 1 if is_quick else 2
         return first <= self.when < MOMENTS - 1
 
