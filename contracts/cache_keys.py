@@ -86,6 +86,10 @@ query: Final = KeySpec("{kind}:query:{name}:{arguments}", ttl=60, soft_ttl=60)
 strategy_catalog: Final = KeySpec("strategy:catalog", (On("strategy.catalog_changed"),), when_uncertain="serve_stale")
 """The list of strategies that bots can run."""
 
+DECLARED_HERE: Final = frozenset(SPECS)
+"""The patterns of these kinds, whose stale keys are listed in events. Of kinds that were declared elsewhere, whoever
+listens finds them out."""
+
 NOT_CACHED: Final = frozenset(
     {
         *("balance.updated", "position.updated", "simulation.saved", "bot_log.saved"),
@@ -112,9 +116,9 @@ def stale_templates(event: str) -> list[str]:
 
 
 def _on(event: str) -> list[KeySpec]:
-    return [spec for spec in SPECS.values() if any(event in on.events for on in spec.stale_on)]
+    return [spec for spec in SPECS.values() if event in spec.events]
 
 
 def events() -> frozenset[str]:
     """The wire names of all events that make something stale: what a cache has to listen to."""
-    return frozenset(event for spec in SPECS.values() for on in spec.stale_on for event in on.events)
+    return frozenset(event for spec in SPECS.values() for event in spec.events)

@@ -28,8 +28,14 @@ class Certificate(BaseModel):
 
     Of a cluster, which runs of all servers that are primaries.
     """
+    kinds: frozenset[str] | None = None
+    """Which kinds of keys it is for, by their patterns: those of whose events none is missed. None: all keys."""
     as_of: datetime
     """By the database's clock."""
+
+    def is_for(self, key: str) -> bool:
+        """Whether a logical key is of a kind that is kept fresh."""
+        return self.kinds is None or spec_of(key).pattern in self.kinds
 
 
 CertificateSource = Callable[[], Certificate | None]

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -20,12 +21,13 @@ from redis.asyncio import Redis, RedisCluster
 from contracts.amqp import BROKEN_LINK, Link, lost_links_as_errors
 from contracts.base import EVENT_TYPES, Event
 from contracts.cache import CacheInvalidated
+from contracts.cache_keys import DECLARED_HERE
 from contracts.cache_store import REDIS_AWAY
 from contracts.cancellation import end, heed_cancellation
 from contracts.certificate import UNCERTIFIED, Certificate, name_of, name_of_certificate, name_of_progress
 from contracts.certificate_watch import CertificateWatch, run_id_of
 from contracts.heartbeat import Heartbeat
-from contracts.key_spec import ANY, SPECS
+from contracts.key_spec import ANY, SPECS, KeySpec
 from contracts.topology import EVENTS, HEARTBEATS, INVALIDATION_QUEUE_ARGUMENTS
 from contracts.types import Instant
 
@@ -78,11 +80,19 @@ class _Progress(BaseModel):
     run_id: str
     timeline: str = ""
     term: int = 0
+    kinds: list[str] = []
+    """The kinds of keys that are kept fresh, by their patterns."""
     sequences: dict[str, int] | None = None
     """The number of the last event of each type; None until a heartbeat says where counting begins."""
 
     def certificate(self, as_of: datetime) -> Certificate:
-        return Certificate(epoch=self.epoch, spec_epochs=self.spec_epochs, run_id=self.run_id, as_of=as_of)
+        return Certificate(
+            epoch=self.epoch,
+            spec_epochs=self.spec_epochs,
+            run_id=self.run_id,
+            kinds=frozenset(self.kinds),
+            as_of=as_of,
+        )
 
 
 @dataclass
@@ -142,12 +152,15 @@ class CacheInvalidator:
         *,
         queue: str,
         namespace: str,
-        bindings: Sequence[str] = ("#",),
+        bindings: Iterable[str] = ("#",),
         on_event: OnEvent | None = None,
         on_applied: Callable[[float, Sequence[str]], None] = lambda *_: None,
         on_new_epoch: Callable[[Why], None] = lambda _: None,
     ) -> None:
-        """``bindings`` are routing keys of events, such as ``symbol.#``; `cache.invalidated` comes in any case.
+        """``bindings`` are routing keys of events, such as ``symbol.#``, or `KeySpec.events` of what is cached.
+
+        Keys that depend on other events as well are not certified, so readers go around the cache for them.
+        `cache.invalidated` comes in any case.
 
         ``on_event`` is called after the removal. ``on_applied`` is told, of each event that made something stale, how
         many seconds after the change it was gone, and which keys; ``on_new_epoch`` why everything was left behind.
@@ -298,12 +311,20 @@ class CacheInvalidator:
         except ValidationError:
             pass
         self._on_new_epoch("start")
-        return _Progress(epoch=_next_epoch(0), run_id=await run_id_of(self._redis))
+        return _Progress(epoch=_next_epoch(0), run_id=await run_id_of(self._redis), kinds=self._kinds())
+
+    def _kinds(self) -> list[str]:
+        return _kinds_bound_by(self._bindings, tuple(SPECS.values()))
 
     async def _apply_to(
         self, subscription: _Subscription, before: _Progress, batch: list[AbstractIncomingMessage]
     ) -> None:
         step = _Step(before.model_copy(deep=True))
+        kinds = self._kinds()
+        if new := [kind for kind in kinds if kind not in before.kinds]:
+            # Whoever applied events before did not look after these.
+            _begin_epoch_of(step, *new)
+        step.progress.kinds = kinds
         if any(message.exchange == HEARTBEATS.name for message in batch) and (
             (run_id := await run_id_of(self._redis)) != before.run_id
         ):
@@ -337,7 +358,7 @@ class CacheInvalidator:
         except ValidationError:
             _begin_epoch(step, "unreadable")
             return
-        kind = message.routing_key or ""
+        kind, stale = message.routing_key or "", list(event.stale_keys)
         if (numbers := step.progress.sequences) is not None:
             last = numbers.get(kind, 0)
             numbers[kind] = max(event.sequence, last)  # a lower one is a repetition
@@ -345,9 +366,14 @@ class CacheInvalidator:
                 _begin_epoch(step, "gap")
         if message.headers.get("schema_version", _SCHEMA_VERSION) != _SCHEMA_VERSION:
             _begin_epoch(step, "unreadable")
+        else:
+            try:
+                stale += _stale_keys_of_own_kinds(kind, message.body)
+            except (ValidationError, KeyError, AttributeError):
+                _begin_epoch(step, "unreadable")
         if event.stale_keys:
             step.applied.append(event)
-        for key in event.stale_keys:
+        for key in stale:
             if ANY not in key:
                 step.keys.append(key)
             elif key in SPECS:
@@ -445,11 +471,25 @@ def _begin_epoch(step: _Step, why: Why) -> None:
     step.why.append(why)
 
 
-def _begin_epoch_of(step: _Step, pattern: str) -> None:
-    """Leave behind all keys of one kind."""
+def _begin_epoch_of(step: _Step, *patterns: str) -> None:
+    """Leave behind all keys of some kinds."""
     _leave(step)
     own = step.progress.spec_epochs
-    own[pattern] = _next_epoch(own.get(pattern, 0))
+    for pattern in patterns:
+        own[pattern] = _next_epoch(own.get(pattern, 0))
+
+
+def _stale_keys_of_own_kinds(event: str, body: bytes) -> list[str]:
+    """The service does not know kinds of keys that a subscriber declares, so its events do not list them."""
+    own = [spec for spec in SPECS.values() if spec.pattern not in DECLARED_HERE and event in spec.events]
+    changes = EVENT_TYPES[event].model_validate_json(body).changes if own else []
+    return [key for change in changes for spec in own for key in spec.stale_keys(event, change.before, change.after)]
+
+
+@lru_cache
+def _kinds_bound_by(bindings: tuple[str, ...], specs: tuple[KeySpec, ...]) -> list[str]:
+    """Of which kinds of keys all events come, by their patterns."""
+    return [spec.pattern for spec in specs if all(_matches(event, bindings) for event in spec.events)]
 
 
 def _leave(step: _Step) -> None:

@@ -83,6 +83,11 @@ class KeySpec:
             raise TypeError(f"{self.template} is taken by {SPECS[self.pattern].template}")
         SPECS[self.pattern] = self
 
+    @property
+    def events(self) -> frozenset[str]:
+        """The wire names of all events that make a key of this kind stale: what its cache has to be bound to."""
+        return frozenset(event for on in self.stale_on for event in on.events)
+
     def __call__(self, *values: str | int) -> str:
         """The logical key about these, escaped, so that ``BTC/USDT:USDT`` cannot be taken for two parts."""
         if len(values) != len(self.parameters):

@@ -11,6 +11,7 @@ was loaded before it, and no reader is given an older value after anybody was gi
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import OrderedDict
@@ -25,10 +26,12 @@ from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease
 from contracts.cache_store import Away, Store, connect
 from contracts.cancellation import end
 from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
-from contracts.key_spec import ANY, spec_of
+from contracts.key_spec import ANY, SPECS, spec_of
 from contracts.loads import Loads
 
 __all__ = ["Away", "LeasedCache", "Load", "LoadMany", "Loaded", "connect"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Count = Callable[[str, str], None]
@@ -71,7 +74,10 @@ class LeasedCache:
         loads_at_once: int = 100,
         count: Count = lambda _, __: None,
     ) -> None:
-        """``certificate`` tells whether the cache may be read; without one it always may.
+        """``certificate`` tells whether the cache may be read, and for which keys; without one it always may.
+
+        Keys of other kinds, and keys that no `KeySpec` declares, are then read from their source each time: nobody
+        would remove them when they become stale. It is logged once for each kind.
 
         ``ttl`` is how long values live whose kind says nothing else. ``timeout`` is how long a read waits, for Redis
         and for other readers' loads, before it loads itself. Both are in seconds. ``count`` is told the pattern of a
@@ -92,6 +98,8 @@ class LeasedCache:
         self._kept: OrderedDict[str, tuple[Entry, Any, Any]] = OrderedDict()
         self._owed: dict[str, object] = {}
         """Keys to be removed before they are read again: something newer than they may hold was given out."""
+        self._not_kept: set[str] = set()
+        """Kinds of keys that the certificate was not for, which was logged."""
         self._refreshing: set[str] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -116,7 +124,7 @@ class LeasedCache:
         Each read asks Redis for the few bytes that tell whether it does. All readers are given the same object, which
         they must not change.
         """
-        certificate = self._current()
+        certificate = self._current(key)
         name = "" if certificate is None else self._name(key, certificate)
         kept = self._kept.get(name)
         if kept is not None and kept[1] is decode and key not in self._owed and kept[0].shows(after):
@@ -140,8 +148,14 @@ class LeasedCache:
         It leaves out those that a reader should load anew, and large ones.
         """
         certificate = self._current()
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._owed and not spec_of(key).is_large]
-        if not wanted or certificate is None or not self._store.may_be_asked():
+        if certificate is None or not self._store.may_be_asked():
+            return {}
+        wanted = [
+            key
+            for key in dict.fromkeys(keys)
+            if key not in self._owed and not spec_of(key).is_large and certificate.is_for(key)
+        ]
+        if not wanted:
             return {}
         try:
             held = await self._store.get_many([self._name(key, certificate) for key in wanted])
@@ -164,7 +178,9 @@ class LeasedCache:
         certificate = self._current()
         if certificate is None or not self._store.may_be_asked():
             return await self._many_around(wanted, load)
-        found: dict[str, bytes | None] = {}
+        not_kept = [key for key in wanted if not self._is_for(certificate, key)]
+        found = await self._many_around(not_kept, load) if not_kept else {}
+        wanted = [key for key in wanted if key not in found]
         try:
             await self._settle(wanted, certificate)
             names = [self._name(key, certificate) for key in wanted]
@@ -186,7 +202,11 @@ class LeasedCache:
         Two round trips for every 500 keys. Raises RedisError if Redis is away.
         """
         certificate = self._current()
-        return 0 if certificate is None else len(await self._fill(list(dict.fromkeys(keys)), load, certificate))
+        if certificate is None:
+            return 0
+        return len(
+            await self._fill([key for key in dict.fromkeys(keys) if certificate.is_for(key)], load, certificate)
+        )
 
     async def around(self, key: str, load: Load) -> bytes | None:
         """The value from its source. Only ``load`` can fail.
@@ -213,7 +233,7 @@ class LeasedCache:
             raise Away(f"all keys of a kind cannot be removed here: {', '.join(kinds)}")
 
     async def _read(self, key: str, load: Load, after: str | None) -> Entry:
-        certificate = self._current()
+        certificate = self._current(key)
         if certificate is None:
             return await self._uncertain(key, load)
         if not self._store.may_be_asked():
@@ -347,9 +367,10 @@ class LeasedCache:
     async def _uncertain(self, key: str, load: Load) -> Entry:
         """A read without a certificate."""
         may_be_asked = self._store.may_be_asked()
-        if spec_of(key).when_uncertain == "serve_stale" and self._last is not None and may_be_asked:
+        last = self._last if self._last is not None and self._last.is_for(key) else None
+        if spec_of(key).when_uncertain == "serve_stale" and last is not None and may_be_asked:
             with suppress(Away):
-                entry = _entry_in(await self._store.get(self._name(key, self._last)))
+                entry = _entry_in(await self._store.get(self._name(key, last)))
                 if entry is not None and entry.is_young(time.time()):
                     self._count(spec_of(key).pattern, "stale")
                     return Entry(entry.held, is_cached=False)
@@ -421,11 +442,29 @@ class LeasedCache:
             self._count(spec_of(key).pattern, "miss" if is_stored else "rejected")
         return {key: entries[key].value for key, is_stored in zip(mine, stored, strict=True) if is_stored}
 
-    def _current(self) -> Certificate | None:
+    def _current(self, key: str | None = None) -> Certificate | None:
+        """The certificate, if there is one, and if it is for this key."""
         certificate = self._certificate()
         if certificate is not None:
             self._last = certificate
+            if key is not None and not self._is_for(certificate, key):
+                return None
         return certificate
+
+    def _is_for(self, certificate: Certificate, key: str) -> bool:
+        if certificate.is_for(key):
+            return True
+        spec = spec_of(key)
+        if spec.pattern not in self._not_kept:
+            self._not_kept.add(spec.pattern)
+            why = (
+                f"who certifies the cache {self._namespace} has to be bound to {', '.join(sorted(spec.events))}, and "
+                f"to know such keys"
+                if spec.pattern in SPECS
+                else "no KeySpec declares such keys"
+            )
+            log.warning("%s is not cached, since it would not be removed when it becomes stale: %s", key, why)
+        return False
 
     def _name(self, key: str, certificate: Certificate) -> str:
         return name_of(self._namespace, key, certificate)

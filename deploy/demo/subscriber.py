@@ -115,7 +115,12 @@ async def main(namespace: str, cat_ex_id: int) -> None:
         connect(os.environ["REDIS_URL"], timeout=2) as redis,
         PersistenceClient(url, app_id=namespace, answer_timeout=60) as client,
         CacheInvalidator(
-            url, redis, queue=f"{namespace}.cache", namespace=namespace, bindings=["symbol.#"], on_event=notice
+            url,
+            redis,
+            queue=f"{namespace}.cache",
+            namespace=namespace,
+            bindings=["symbol.#", "symbols.#"],
+            on_event=notice,
         ),
     ):
         symbols = Symbols(client, redis, namespace=namespace, cat_ex_id=cat_ex_id)

@@ -77,7 +77,7 @@ async def _applied(stage: Stage, seconds: float) -> list[float]:
             redis,
             queue="lag.cache",
             namespace="lag",
-            bindings=["symbol.#"],
+            bindings=["symbol.#", "symbols.#"],
             on_applied=lambda lag, _: lags.append(lag),
         ),
     ):

@@ -219,7 +219,12 @@ class TestAnInvalidator:
         }
         told: asyncio.Queue[Any] = asyncio.Queue()
         async with CacheInvalidator(
-            shared.rabbitmq_url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",), on_event=told.put
+            shared.rabbitmq_url,
+            redis,
+            queue="web.cache",
+            namespace="web",
+            bindings=("symbol.#", "symbols.#"),
+            on_event=told.put,
         ):
             for namespace in ("web", "other"):
                 for name in stale | fresh:

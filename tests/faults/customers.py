@@ -305,7 +305,7 @@ async def run(plan: Plan) -> None:
         redis,
         queue="readers.cache",
         namespace="readers",
-        bindings=["symbol.#"],
+        bindings=["symbol.#", "symbols.#"],
         on_event=note_applied,
     )
     leased = LeasedCache(redis, namespace="readers", certificate=invalidator.certificate, ttl=60)

@@ -109,7 +109,7 @@ async def test_reaches_every_subscriber_whatever_it_listens_to(
     stale, other = (name_of("web", key) for key in ("bot:details:1", "bot:details:2"))
     await redis.mset({stale: b"old", other: b"good"})
 
-    subscriber = CacheInvalidator(url, redis, queue="web.cache", namespace="web", bindings=("symbol.#",))
+    subscriber = CacheInvalidator(url, redis, queue="web.cache", namespace="web", bindings=("symbol.#", "symbols.#"))
     async with subscriber:
         await direct.call(InvalidateCache(keys=["bot:details:1"]))
         await Relay(sessions, publisher, settings).publish_once()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,12 +15,14 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from contracts import cache_keys
 from contracts.amqp import BROKEN_LINK, Link
 from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.certificate_watch import CertificateWatch
 from contracts.heartbeat import Heartbeat
 from contracts.invalidator import CacheInvalidator
-from contracts.leased_cache import LeasedCache
+from contracts.key_spec import KeySpec, On
+from contracts.leased_cache import LeasedCache, Load
 from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
 from service.config import Settings
@@ -89,7 +91,9 @@ async def feed(url: str) -> AsyncIterator[Feed]:
 class Instance:
     """An invalidator of the namespace ``web`` and what it says."""
 
-    def __init__(self, url: str, redis: Redis, **options: Any) -> None:
+    def __init__(
+        self, url: str, redis: Redis, bindings: Sequence[str] = ("symbol.#", "symbols.#"), **options: Any
+    ) -> None:
         self.why: list[str] = []
         self.lags: list[float] = []
         self.invalidator = CacheInvalidator(
@@ -97,7 +101,7 @@ class Instance:
             redis,
             queue="web.cache",
             namespace="web",
-            bindings=["symbol.#"],
+            bindings=bindings,
             on_new_epoch=self.why.append,
             on_applied=lambda seconds, _: self.lags.append(seconds),
             **options,
@@ -355,6 +359,72 @@ class TestInstances:
             with pytest.raises(BROKEN_LINK, match="in use"):
                 async with running(url, redis):
                     pass
+
+
+OF_ONE_S_OWN = KeySpec("tested:own:{symbol_id}", (On(KIND),))
+
+
+class TestKindsOfKeys:
+    async def test_are_cached_only_if_all_their_events_come(
+        self, url: str, redis: Redis, feed: Feed, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        loads: list[str] = []
+
+        def load(key: str) -> Load:
+            async def loaded() -> bytes:
+                loads.append(key)
+                return key.encode()
+
+            return loaded
+
+        async with running(url, redis) as instance:
+            await certified(feed, redis)
+            await eventually(lambda: as_it_is(instance.invalidator.certificate() is not None))
+            cache = LeasedCache(redis, namespace="web", timeout=5, certificate=instance.invalidator.certificate)
+            for _ in range(2):
+                for key in (KEY, cache_keys.user(1), "nokind:1"):
+                    assert await cache.get(key, load(key)) == key.encode()
+
+        assert loads == [KEY, "user:1", "nokind:1", "user:1", "nokind:1"]
+        [about_users, about_nothing] = [line for line in caplog.messages if "is not cached" in line]
+        assert all(event in about_users for event in cache_keys.user.events)
+        assert "nokind:1" in about_nothing
+        assert "no KeySpec declares such keys" in about_nothing
+
+    async def test_of_one_s_own_are_removed_by_what_the_images_tell(self, url: str, redis: Redis, feed: Feed) -> None:
+        rules = dict.fromkeys(("ticker", "base", "quote", "tick_size", "step_size", "min_size", "max_size"))
+        flags = dict.fromkeys(("backtest", "futures", "only_ticker"), False)
+        words = {"symbol": "BTC/USDT", "status": "active", "updateframe": "1h"}
+        image = {"symbol_id": 5, "cat_ex_id": 1, "decimals": 8, "row_version": 1, **rules, **flags, **words}
+        change = {"key": {"symbol_id": 5}, "version": 2, "before": image, "after": image}
+        async with running(url, redis) as instance:
+            certificate = await certified(feed, redis)
+            await put(redis, certificate, OF_ONE_S_OWN(5), OF_ONE_S_OWN(6))
+
+            await feed.event(KEY, changes=[change])
+
+            await eventually(lambda: is_gone(redis, certificate, OF_ONE_S_OWN(5)))
+            assert not await is_gone(redis, certificate, OF_ONE_S_OWN(6))
+            await feed.event(KEY, changes=["nothing that can be read"])
+            await eventually(lambda: as_it_is(instance.why == ["start", "unreadable"]))
+
+    async def test_begin_a_new_epoch_with_an_instance_that_looks_after_more_of_them(
+        self, url: str, redis: Redis, feed: Feed
+    ) -> None:
+        both = ["symbol.#", "symbols.#", *cache_keys.user.events]
+        key = cache_keys.user(1)
+        async with running(url, redis, bindings=both):
+            first = await certified(feed, redis)
+        async with running(url, redis):
+            second = await certified(feed, redis, after=first)
+        async with running(url, redis, bindings=both) as instance:
+            third = await certified(feed, redis, after=second)
+            await eventually(lambda: as_it_is(instance.why == []))
+
+        assert [each.is_for(key) for each in (first, second, third)] == [True, False, True]
+        assert all(each.is_for(KEY) for each in (first, second, third))
+        assert name_of("web", key, third) != name_of("web", key, first)
+        assert len({name_of("web", KEY, each) for each in (first, second, third)}) == 1
 
 
 class TestADefect:

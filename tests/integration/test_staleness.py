@@ -132,7 +132,12 @@ class World:
     def start_invalidator(self) -> None:
         url = self.settings.rabbitmq_url.get_secret_value()
         self.invalidator = CacheInvalidator(
-            url, self.redis, queue="web.cache", namespace="web", bindings=["symbol.#"], on_new_epoch=self.why.append
+            url,
+            self.redis,
+            queue="web.cache",
+            namespace="web",
+            bindings=["symbol.#", "symbols.#"],
+            on_new_epoch=self.why.append,
         )
         self.tasks["invalidator"] = asyncio.create_task(self.invalidator.run())
 
