@@ -303,7 +303,7 @@ class Audit:
 def _told(history: Comparison, since: datetime) -> list[Finding]:
     """What comparing rows with events came to."""
     if history.begins is None:
-        return [Finding("events and rows", Result.UNKNOWN, 0, "no event is on record yet")]
+        return [Finding("events and rows", Result.NOTICE, 0, "no event is on record yet")]
     late = f", from {history.begins:%Y-%m-%d %H:%M:%S} on, when the record begins" if history.begins > since else ""
     findings = [
         _finding(

@@ -59,6 +59,8 @@ _BY_SQLSTATE: Final = {
     "23503": (ErrorCode.NOT_FOUND, "names something that does not exist"),
     "23502": (ErrorCode.VALIDATION, "is required"),
     "23514": (ErrorCode.VALIDATION, "breaks a rule of the table"),
+    # The driver's own, before it asks the server: a value is none of its parameter's type.
+    "22000": (ErrorCode.VALIDATION, "a value is out of range or of another type"),
     "22001": (ErrorCode.VALIDATION, "is too long"),
     "22003": (ErrorCode.VALIDATION, "is out of range"),
     "22021": (ErrorCode.VALIDATION, "holds characters that cannot be stored"),
@@ -98,7 +100,7 @@ def refusal_for(error: BaseException) -> Refusal | None:
         code, field, sentence = _CONSTRAINTS[constraint]
         return Refusal(code, sentence, field=field)
     code, sentence = _BY_SQLSTATE[state]
-    return Refusal(code, sentence, field=_column_in(constraint))
+    return Refusal(code, sentence, field=_column_in(constraint) or _named(error, "column_name"))
 
 
 @cache

@@ -35,7 +35,8 @@ def audit(
 ) -> None:
     """Look over what was stored, and report what must not be; exit code 1 if there is any. Changes nothing.
 
-    It reads in small pieces, in transactions that can only read, and rests as long as each piece took.
+    Exit code 2 if nothing is broken as far as it could look, and the broker did not answer. It reads in small
+    pieces, in transactions that can only read, and rests as long as each piece took.
     """
     settings = Settings.read()
     start = _instant(since)
@@ -55,7 +56,8 @@ def audit(
         print(json.dumps(report, indent=2))
     else:
         _print(findings, start)
-    raise typer.Exit(1 if any(finding.result is Result.BROKEN for finding in findings) else 0)
+    results = {finding.result for finding in findings}
+    raise typer.Exit(1 if Result.BROKEN in results else 2 if Result.UNKNOWN in results else 0)
 
 
 async def _findings(settings: Settings, since: datetime, seconds: float, progress: Progress) -> list[Finding]:

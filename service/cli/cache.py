@@ -73,8 +73,12 @@ def show(
         Console().print(table)
         if found["cached"]:
             Console().print_json(json.dumps(found["value"]))
-        else:
+        elif question_of(key) is not None:
             print(f"{key} is not cached; the next lookup that asks for it will store it.")
+        else:
+            print(
+                f"{key} is not cached, and no lookup is answered under it: is it written as in contracts.cache_keys?"
+            )
     raise typer.Exit(0 if found["cached"] else 1)
 
 

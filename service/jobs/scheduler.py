@@ -220,9 +220,10 @@ class Scheduler:
             return Busy(run.job)
         except Exception as error:
             if is_logged:
-                log.error(  # noqa: TRY400 - outages need no traceback
-                    "job_failed", job=run.job, error=reason(error), exc_info=None if _is_outage(error) else error
-                )
+                if _is_outage(error):
+                    log.warning("job_waits", job=run.job, error=reason(error))  # it is tried again
+                else:
+                    log.exception("job_failed", job=run.job, error=reason(error))
             JOB_RUNS.labels(job=run.job, outcome="failed").inc()
             await self._note_failure(run, error)
             return error

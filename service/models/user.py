@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from sqlalchemy import CheckConstraint, Enum, ForeignKey, Identity, Index, String, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from contracts.types import Mail
 from service.base import Base, Versioned
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class User(Versioned, Base):
     secrets: ClassVar[frozenset[str]] = frozenset({"password", "f2a"})
 
     uid: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    mail: Mapped[str] = mapped_column(String(80))
+    mail: Mapped[str] = mapped_column(String(80), info={"type": Mail})
     password: Mapped[str | None] = mapped_column(String(255))
     """A hash, never the password. Without one the user cannot log in."""
     f2a: Mapped[str] = mapped_column(Text, server_default="")

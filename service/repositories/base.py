@@ -3,16 +3,37 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, PrimaryKeyConstraint, UniqueConstraint, any_, func, inspect, select
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    Numeric,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    UniqueConstraint,
+    any_,
+    func,
+    inspect,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from contracts.base import Event, View
+from contracts.base import Event, View, refusal_of
 from contracts.errors import ErrorCode, Refusal
 from contracts.sealing import is_secret_name
+from contracts.types import ExactDecimal, Flag, Instant, Statistic, Text
 from service.base import Base
 from service.outbox import record
 
@@ -53,9 +74,9 @@ class BaseRepository(Generic[T]):
         return list(await self.session.scalars(select(self.model).order_by(*self.model.__table__.primary_key)))
 
     async def create(self, data: dict[str, Any]) -> T:
-        """A new row with these values. Raises IntegrityError if it breaks a rule of the table."""
+        """A new row with these values; see `fitting` for what is refused."""
         event = self._announced(self.created, "create")
-        row = self.model(**exact(data))
+        row = self.model(**fitting(self.model, data))
         self.session.add(row)
         await self.session.flush()
         record(self.session, event, after=self._image(row))
@@ -69,7 +90,7 @@ class BaseRepository(Generic[T]):
         event = self._announced(self.updated, "update")
         row = await self._locked(id, self._key, whole=moves_key(self.model, updates))
         check_version(row, expected_version)
-        values = self._changeable(exact(updates))
+        values = self._changeable(updates)
         if not differing(row, values):
             return row
         before = self._image(row)
@@ -126,13 +147,61 @@ class BaseRepository(Generic[T]):
         return self.view.model_validate(row)
 
     def _changeable(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values, if all are of columns that can be given another one."""
+        """The values, if all are of columns that can be given another one, and fit them."""
         mapper = inspect(self.model)
-        fixed = {mapper.get_property_by_column(column).key for column in mapper.primary_key} | {"row_version"}
+        fixed = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
         for name in values:
-            if name in fixed or name not in {*mapper.column_attrs.keys(), *mapper.synonyms.keys()}:
+            if name in fixed:
                 raise Refusal(ErrorCode.VALIDATION, "is no column that can be changed", field=name)
-        return values
+        return fitting(self.model, values)
+
+
+def fitting(model: type[Base], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as columns of ``model`` take them; raises `Refusal` for a name that is none, or what does not fit.
+
+    What only the database can tell (what is taken, missing, unknown or against a rule of the table) it says itself,
+    by an IntegrityError.
+    """
+    mapper = inspect(model)
+    synonyms = {name: synonym.name for name, synonym in mapper.synonyms.items()}
+    values = {}
+    for name, value in exact(dict(data)).items():
+        attribute = mapper.column_attrs.get(synonyms.get(name, name))
+        column = None if attribute is None else attribute.columns[0]
+        if not isinstance(column, Column) or column.identity is not None or column is mapper.version_id_col:
+            raise Refusal(ErrorCode.VALIDATION, "is no column that can be set", field=name)
+        try:
+            values[name] = None if value is None else _type_of(column).validate_python(value)
+        except ValidationError as error:
+            raise Refusal(ErrorCode.VALIDATION, refusal_of(error).message, field=name) from None
+    return values
+
+
+@cache
+def _type_of(column: Column[Any]) -> TypeAdapter[Any]:
+    """What a column takes: by the types of the messages, so that it is said in the same words."""
+    kind, taken = column.type, column.info.get("type", Any)
+    if isinstance(kind, Enum):
+        taken = kind.enum_class
+    elif isinstance(kind, String) and taken is Any:
+        taken = Annotated[Text, Field(max_length=kind.length)] if kind.length else Text
+    elif isinstance(kind, Boolean):
+        taken = Flag
+    elif isinstance(kind, Integer):
+        bits = 16 if isinstance(kind, SmallInteger) else 64 if isinstance(kind, BigInteger) else 32
+        taken = Annotated[int, Strict(), Field(ge=-(2 ** (bits - 1)), lt=2 ** (bits - 1))]
+    elif isinstance(kind, Float):
+        taken = Statistic
+    elif isinstance(kind, Numeric):
+        taken = Annotated[ExactDecimal, BeforeValidator(_whole)]
+    elif isinstance(kind, DateTime):
+        taken = Instant
+    return TypeAdapter(taken)
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers have all their digits in Python, however many they are."""
+    return Decimal(value) if type(value) is int else value
 
 
 async def locked(

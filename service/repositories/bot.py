@@ -48,7 +48,7 @@ from service.models import (
     Trade,
 )
 from service.outbox import record
-from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, exact, moves_key
+from service.repositories.base import BaseRepository, check_version, delete_by_owner, differing, fitting, moves_key
 from service.repositories.bot_exchange import BotExchangeRepository
 from service.repositories.bot_log import BotLogRepository
 from service.repositories.feed import FeedRepository, feeds_where
@@ -82,7 +82,7 @@ class BotRepository(BaseRepository[Bot]):
 
         It may be active and live from the start, before any account is attached to it, which a log entry tells.
         """
-        bot = Bot(**exact(bot_data))
+        bot = Bot(**fitting(Bot, bot_data))
         self.session.add(bot)
         await self.session.flush()
         if bot.is_live:
@@ -98,7 +98,8 @@ class BotRepository(BaseRepository[Bot]):
         """
         bot = await self._locked(bot_id, "bot_id", whole=moves_key(Bot, updates))
         check_version(bot, expected_version)
-        changing = differing(bot, self._changeable(updates))
+        updates = self._changeable(updates)
+        changing = differing(bot, updates)
         if not changing:
             return bot
         if "uid" in changing:

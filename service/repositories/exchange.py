@@ -40,6 +40,7 @@ from service.repositories.base import (
     check_version,
     delete_in_steps,
     differing,
+    fitting,
     locked,
     moves_key,
     refuse_secret_names,
@@ -107,7 +108,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         """
         secrets, values = _split(data)
         secrets = {field: sealed for field, sealed in secrets.items() if sealed is not None}
-        exchange = Exchange(**values, has_credentials=bool(secrets))
+        exchange = Exchange(**fitting(Exchange, values), has_credentials=bool(secrets))
         # Whoever goes on after a refusal finds nothing half done.
         async with self.session.begin_nested():
             self.session.add(exchange)
@@ -129,7 +130,7 @@ class ExchangeRepository(BaseRepository[Exchange]):
         secrets, values = _split(updates)
         exchange = await self._locked(id, "ex_id", whole=moves_key(Exchange, values))
         check_version(exchange, expected_version)
-        self._changeable(values)
+        values = self._changeable(values)
         if not secrets and not differing(exchange, values):
             return exchange
         before = ExchangeView.model_validate(exchange)

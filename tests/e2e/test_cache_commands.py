@@ -34,6 +34,8 @@ async def test_show_audit_warm_and_leave_behind(shared: SharedService) -> None:
 
         code, shown = await as_json(shared, "show", "symbol:NO/NE:1")
         assert (code, shown["cached"], shown["epoch"]) == (1, False, certificate.epoch)
+        assert "will store it" in (await cache(shared, "show", "symbol:NO/NE:1"))[1]
+        assert "no lookup is answered under it" in (await cache(shared, "show", "nonsense"))[1]
         await client.lookup(question)
         code, shown = await as_json(shared, "show", key)
         assert (code, shown["value"]["symbol_id"]) == (0, desk.symbol.symbol_id)

@@ -168,6 +168,14 @@ class TestAnotherCommand:
 
         assert re.search(f"^persistence: {says}", complaint), complaint
 
+    async def test_an_audit_without_the_broker_is_none_that_passed(self, shared: SharedService) -> None:
+        changed = url("RABBITMQ_URL", address="127.0.0.1:1")(shared.environment)
+
+        code, output, _ = await persistence(shared, shared.environment | changed, "audit")
+
+        assert code == 2
+        assert "the broker does not answer" in " ".join(output.split())
+
     async def test_on_an_empty_database_says_to_migrate_it(self, shared: SharedService, empty_database: str) -> None:
         changed = {**shared.environment, "DATABASE_URL": empty_database}
 

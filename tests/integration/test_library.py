@@ -1,10 +1,12 @@
 """Repositories as a program uses them that has no broker: every change of a row is announced or refused."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from sqlalchemy.orm import selectinload
 
 import service
 from contracts import AddBot, AddFeedToBot, ErrorCode, GetDryMargin, Refusal
+from service import cache_manager, dispose_engine
 from service.base import Base
 from service.config import LibrarySettings, Settings, SettingsError
 from service.database import SessionMaker
@@ -391,3 +394,87 @@ class TestSettings:
 
         assert done.stderr == ""
         assert int(done.stdout) == len(service.__all__)
+
+
+class HTTPError(Exception):
+    """As FastAPI's: what the caller of the endpoint gets."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status_code = status_code
+
+
+class Application:
+    """As FastAPI's, as far as the endpoints can be called as they are."""
+
+    def post(self, _: str) -> Callable[[Any], Any]:
+        return lambda endpoint: endpoint
+
+    get = post
+
+
+class TestTheWebExample:
+    """The README's code, as it stands there; FastAPI is no dependency, so what it gives is stood in for."""
+
+    @pytest.fixture
+    async def endpoints(
+        self, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[dict[str, Any]]:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("REDIS_URL", redis_url)
+        framework = ModuleType("fastapi")
+        framework.__dict__.update(FastAPI=Application, HTTPException=HTTPError)
+        monkeypatch.setitem(sys.modules, "fastapi", framework)
+        [example] = re.findall(
+            r"^```python\n((?:(?!^```).)*?FastAPI\(\).*?)^```",
+            (REPOSITORY / "README.md").read_text(),
+            flags=re.MULTILINE | re.DOTALL,
+        )
+        names: dict[str, Any] = {}
+        exec(example, names)  # noqa: S102 - it is ours
+        yield names
+        await cache_manager.close()
+        await dispose_engine()
+
+    async def test_stores_what_is_right(self, endpoints: dict[str, Any]) -> None:
+        made = await endpoints["create_user"]({"mail": "ada@example.org", "name": "Ada", "role": "ADMIN"})
+
+        user = made["user"]
+        assert (user["mail"], user["role"], "password" in user) == ("ada@example.org", "ADMIN", False)
+        assert await endpoints["get_user_bots"](user["uid"]) == {"user_id": user["uid"], "bots": []}
+
+    async def test_answers_400_with_field_and_reason_for_what_is_wrong(self, endpoints: dict[str, Any]) -> None:
+        await endpoints["create_user"]({"mail": "ada@example.org"})
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({}, "mail: is required"),
+            ({"mail": None}, "mail: is required"),
+            ({"mail": "not a mail"}, "mail: String should match pattern"),
+            ({"mail": "ADA@example.org"}, "mail: is taken by another user"),
+            ({"mail": 5}, "mail: Input should be a valid string"),
+            ({"mail": "b@c.d", "nonsense": 1}, "nonsense: is no column that can be set"),
+            ({"mail": "b@c.d", "bots": []}, "bots: is no column that can be set"),
+            ({"mail": "b@c.d", "uid": 1}, "uid: is no column that can be set"),
+            ({"mail": "b@c.d", "row_version": -5}, "row_version: is no column that can be set"),
+            ({"mail": "b@c.d", "password": "hunter2"}, "password: must be hashed already"),
+            ({"mail": "b@c.d", "role": "KING"}, "role: must be ADMIN or USER"),
+            ({"mail": "b@c.d", "name": "x" * 100_000}, "name: Value should have at most 50 characters"),
+            ({"mail": "b@c.d", "name": "a\0b"}, "name: holds a NUL character"),
+            ({"mail": "b@c.d", "note": "\ud800"}, "note: "),
+            ({"mail": "b@c.d", "active": "maybe"}, "active: Input should be a valid boolean"),
+            ({"mail": "b@c.d", "manager": "x"}, "manager: Input should be a valid integer"),
+            ({"mail": "b@c.d", "manager": 2**31}, "manager: Input should be less than"),
+            ({"mail": "b@c.d", "manager": 999}, "manager: there is no such user"),
+            ({"mail": "b@c.d", "timestamp": "yesterday"}, "timestamp: "),
+        ]
+        for data, says in cases:
+            with pytest.raises(HTTPError, match=f"^{re.escape(says)}") as answer:
+                await endpoints["create_user"](data)
+
+            assert answer.value.status_code == 400
+
+    async def test_answers_400_for_a_user_who_cannot_be(self, endpoints: dict[str, Any]) -> None:
+        for uid in (2**31, 2**40, -(2**40), 2**70):
+            with pytest.raises(HTTPError, match="out of range or of another type") as answer:
+                await endpoints["get_user_bots"](uid)
+
+            assert answer.value.status_code == 400

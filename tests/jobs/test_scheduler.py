@@ -5,7 +5,9 @@ from datetime import UTC, datetime, time, timedelta
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
+from contracts.certificate_watch import UncertifiedError
 from service.database import SessionMaker
 from service.jobs import Busy
 from service.jobs.scheduler import Daily, Every, LeaseLost, Run
@@ -108,6 +110,20 @@ class TestAnInstance:
         assert tuple(run) == (0, None, 3)
         failed = REGISTRY.get_sample_value("persistence_job_runs_total", {"job": "work", "outcome": "failed"})
         assert failed == before + 2
+
+    @pytest.mark.parametrize(
+        ("failure", "level"),
+        [(UncertifiedError("nobody certifies it"), "warning"), (RuntimeError("no luck"), "error")],
+    )
+    async def test_alarms_nobody_of_an_outage_that_passes(self, start: Start, failure: Exception, level: str) -> None:
+        async def fails(_: Run) -> None:
+            raise failure
+
+        with capture_logs() as lines:
+            assert await start(fails).look()
+
+        [line] = [line for line in lines if str(failure) in line.get("error", "")]
+        assert (line["log_level"], line["job"]) == (level, "work")
 
     async def test_shows_when_a_job_was_last_done_whoever_did_it(self, start: Start, sql: asyncpg.Connection) -> None:
         await start(counting, name="shown").look()

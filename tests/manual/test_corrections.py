@@ -403,7 +403,7 @@ async def test_an_error_shows_no_value(market: Market) -> None:
     for data in ({"mail": canary, "name": "x" * 51}, {"mail": canary}, {"mail": canary}):
         try:
             async with get_async_session() as session:
-                await UserRepository(session).create(data)
+                session.add(User(**data))
         except DBAPIError as error:
             errors.append(error)
 

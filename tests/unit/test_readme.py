@@ -1,12 +1,17 @@
 """The README says what is so."""
 
 import ast
+import json
 import re
+import subprocess
 from importlib import import_module
 from pathlib import Path
 
+import pytest
 from pydantic_core import PydanticUndefined
 
+from contracts.sealing import public_key_of
+from service.cli.keys import keygen
 from service.config import Settings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -43,3 +48,21 @@ def test_every_file_it_links_to_is_there() -> None:
 
     assert links
     assert all((Path(__file__).parents[2] / link).exists() for link in links)
+
+
+def test_the_keys_it_has_a_shell_read_are_those_that_were_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    [reading] = re.findall(r"^set -a; \. \./\.env; set \+a$", README, flags=re.MULTILINE)
+    keygen(as_json=False)
+    made = capsys.readouterr().out
+    (tmp_path / ".env").write_text(made)
+    show = 'python3 -c "import json, os; print(json.dumps(dict(os.environ)))"'
+
+    done = subprocess.run(  # noqa: S602 - the README's own line
+        f"{reading}; {show}", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    environment = json.loads(done.stdout)
+    assert f"SEALING_KEY={environment['SEALING_KEY']}\nSTORAGE_KEYS={environment['STORAGE_KEYS']}\n" in made
+    assert public_key_of(environment["SEALING_KEY"]) in made
