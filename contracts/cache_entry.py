@@ -13,6 +13,7 @@ _ABSENT: Final = 2
 
 HEAD_BYTES: Final = 17
 """What tells one lease or value from every other one: its kind, and the nonce it was stored with."""
+_ONLY: Final = "="
 _LONGEST: Final = 40
 """More than the negative logarithm of a random number can be."""
 _ABOUT: Final = struct.Struct("<B16sdfH")
@@ -25,7 +26,7 @@ class Loaded(NamedTuple):
     """What was read from the source: the value, or None where there is none.
 
     ``snapshot`` is PostgreSQL's `pg_current_snapshot()` of the transaction that read it, as text. It tells which
-    commits the value shows; without it none can be told.
+    commits the value shows; without it only the one that the reader asked for, if any, is known.
     """
 
     value: bytes | None
@@ -104,10 +105,17 @@ def new_lease() -> bytes:
     return bytes([LEASE]) + os.urandom(HEAD_BYTES - 1)
 
 
+def only(transaction: int | str) -> str:
+    """A snapshot of which no more is known than that it shows this one."""
+    return f"{_ONLY}{transaction}"
+
+
 def is_visible(transaction: int, snapshot: str) -> bool:
     """Whether a snapshot shows what a committed transaction did, as PostgreSQL's `pg_visible_in_snapshot`."""
     if not snapshot:
         return False
+    if snapshot.startswith(_ONLY):
+        return snapshot == only(transaction)
     first, end, running = snapshot.split(":")
     if transaction < int(first):
         return True

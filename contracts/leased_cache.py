@@ -18,11 +18,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
-from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease
+from contracts.cache_entry import LEASE, Entry, Load, Loaded, new_lease, only
 from contracts.cache_store import Away, Store, connect
 from contracts.cancellation import end
 from contracts.certificate import UNCERTIFIED, Certificate, CertificateSource, name_of
@@ -84,11 +85,15 @@ class LeasedCache:
         key and what became of a read of it: ``hit``, ``absent`` (a hit that says there is nothing), ``miss``,
         ``join`` (another reader's load), ``stale`` (uncertain, but young enough) or ``bypass``. It is also told what
         happened besides: ``refreshed``, ``rejected`` (a load that came too late), ``shared`` (another process's
-        lease, whose load took too long to wait for) and ``last_resort``.
+        lease, whose load took too long to wait for), ``last_resort`` and ``forgotten``: of a cache without a
+        certificate, which loaded more than 100,000 keys while Redis was away, that one of them may be old there.
         """
         self._store = Store(redis, timeout=timeout)
         self._namespace = namespace
         self._certificate = certificate or (lambda: UNCERTIFIED)
+        self._is_certified = certificate is not None
+        self._not_before = UNCERTIFIED.as_of
+        """A certificate of before that does not count: what was given out since may be newer than what it is for."""
         self._last: Certificate | None = None
         self._ttl = ttl
         self._count = count
@@ -110,7 +115,8 @@ class LeasedCache:
     async def get(self, key: str, load: Load, *, after: str | None = None) -> bytes | None:
         """The value of ``key``, loaded and stored if it is not cached; None if there is none. Only ``load`` can fail.
 
-        With ``after``, the commit token of a command's reply, the value shows what that command did.
+        With ``after``, the commit token of a command's reply, the value shows what that command did. To be found in
+        the cache again by who asks with another token, it has to be `Loaded` with its snapshot.
         """
         if spec_of(key).is_large:
             return await self.get_decoded(key, load, _as_it_is, after=after)
@@ -252,7 +258,7 @@ class LeasedCache:
                     return entry
                 flight = self._flights.get(name)
                 if flight is None or (flight is waited_for and held != flight.lease):
-                    loaded = await self._lead(key, name, load, entry, until)
+                    loaded = await self._lead(key, name, load, entry, until=until, after=after)
                 else:
                     waited_for = flight
                     loaded = await self._join(
@@ -280,7 +286,9 @@ class LeasedCache:
         self._count(spec_of(key).pattern, "join")
         return entry
 
-    async def _lead(self, key: str, name: str, load: Load, stale: Entry | None, until: float) -> Entry | None:
+    async def _lead(
+        self, key: str, name: str, load: Load, stale: Entry | None, *, until: float, after: str | None
+    ) -> Entry | None:
         """Load under a lease and store; None if the value may be old by now, or another reader's is there."""
         flight = self._flights[name] = _Flight(new_lease(), asyncio.get_running_loop().create_future())
         result: Entry | None = None
@@ -288,7 +296,7 @@ class LeasedCache:
             if not await self._acquire(key, name, flight, stale, until):
                 return None
             lease = flight.lease
-            entry = await self._load_under(key, name, lease, load)
+            entry = await self._load_under(key, name, lease, load, after)
             # Who comes from now on must not be given this: it may be stale when the answer arrives.
             self._take_out(name, flight)
             try:
@@ -315,9 +323,9 @@ class LeasedCache:
         if self._flights.get(name) is flight:
             del self._flights[name]
 
-    async def _load_under(self, key: str, name: str, lease: bytes, load: Load) -> Entry:
+    async def _load_under(self, key: str, name: str, lease: bytes, load: Load, after: str | None) -> Entry:
         try:
-            return await self._load(key, lease, load)
+            return await self._load(key, lease, load, after)
         except BaseException:
             # Nobody shall wait for a lease that is not going to be used.
             self._in_background(self._store.swap(name, lease, lease, _END_MS))
@@ -413,8 +421,16 @@ class LeasedCache:
 
     def _owe(self, key: str) -> None:
         self._owed[key] = object()
-        if len(self._owed) > _OWED_AT_MOST:
-            del self._owed[next(iter(self._owed))]
+        if len(self._owed) <= _OWED_AT_MOST:
+            return
+        if self._is_certified:
+            # Too many to remember each: the events of all that was given out are applied under a later certificate.
+            self._owed.clear()
+            self._not_before = datetime.now(UTC)
+        else:
+            oldest = next(iter(self._owed))
+            del self._owed[oldest]
+            self._count(spec_of(oldest).pattern, "forgotten")
 
     async def _fill(self, keys: Sequence[str], load: LoadMany, certificate: Certificate) -> dict[str, bytes | None]:
         """What was loaded under leases of its own and stored."""
@@ -447,6 +463,8 @@ class LeasedCache:
         certificate = self._certificate()
         if certificate is not None:
             self._last = certificate
+            if certificate.as_of < self._not_before:
+                return None
             if key is not None and not self._is_for(certificate, key):
                 return None
         return certificate
@@ -469,9 +487,12 @@ class LeasedCache:
     def _name(self, key: str, certificate: Certificate) -> str:
         return name_of(self._namespace, key, certificate)
 
-    async def _load(self, key: str, lease: bytes, load: Load) -> Entry:
+    async def _load(self, key: str, lease: bytes, load: Load, after: str | None = None) -> Entry:
         began = time.monotonic()
         loaded = await self._loads.run(lambda: self._loaded(load))
+        if after is not None and not loaded.snapshot:
+            # It was committed before this read, which somebody with its token asked for.
+            loaded = Loaded(loaded.value, only(after))
         return self._entry(key, lease, loaded, time.monotonic() - began)
 
     @staticmethod

@@ -48,7 +48,7 @@ LOOKUP_SECONDS = Histogram("persistence_lookup_seconds", "Time to answer a looku
 CACHE_REQUESTS = Counter(
     "persistence_cache_requests_total",
     "What became of reads through the cache (hit, absent, miss, join, stale, bypass), and what happened besides "
-    "(refreshed, rejected, shared, last_resort), by the kind of key, such as symbol:*:*.",
+    "(refreshed, rejected, shared, last_resort, forgotten), by the kind of key, such as symbol:*:*.",
     ["kind", "result"],
     registry=REGISTRY,
 )

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
@@ -284,7 +286,7 @@ class TestACommitToken:
         assert await cache.get("a", source, after="2") == b"2"
         assert source.loads == 2
 
-    async def test_is_of_no_use_where_no_snapshot_is_known(self, cache: LeasedCache) -> None:
+    async def test_is_all_that_is_known_of_a_value_without_a_snapshot(self, cache: LeasedCache) -> None:
         loads = 0
 
         async def load() -> bytes:
@@ -292,8 +294,9 @@ class TestACommitToken:
             loads += 1
             return b"x"
 
-        assert [await cache.get("a", load, after="5") for _ in range(2)] == [b"x", b"x"]
-        assert loads == 2
+        tokens = [None, "5", "5", "5", None, "6", "6", "5"]
+        assert [await cache.get("a", load, after=token) for token in tokens] == [b"x"] * len(tokens)
+        assert loads == 4
 
     @pytest.mark.parametrize(
         ("transaction", "snapshot", "is_shown"),
@@ -304,6 +307,9 @@ class TestACommitToken:
             (731, "729:733:729,731", False),
             (733, "729:733:729,731", False),
             (1, "", False),
+            (728, "=728", True),
+            (727, "=728", False),
+            (72, "=728", False),
         ],
     )
     def test_is_compared_as_postgresql_does(self, transaction: int, snapshot: str, *, is_shown: bool) -> None:
@@ -402,6 +408,47 @@ class TestWithoutACertificate:
         valid.append(certificate(1))
 
         assert await cache.get("a", source) == b"2"
+
+    async def test_nor_if_more_was_given_out_than_can_be_remembered(
+        self, redis: Redis, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leased_cache, "_OWED_AT_MOST", 2)
+        before = certificate(1)
+        valid: list[Certificate | None] = [before]
+        cache = LeasedCache(redis, namespace="test", certificate=lambda: valid[-1], timeout=5)
+        await cache.get("a", source)
+        source.version = 2
+        valid.append(None)
+        for key in ("a", "b", "c", "d"):
+            assert await cache.get(key, source) == b"2"
+        await redis.set(name_of("test", "a", before), await stored(LeasedCache(redis, namespace="other"), redis))
+        valid.append(before)
+
+        assert await cache.get("a", source) == b"2"
+        await redis.unlink(name_of("test", "a", before))  # its event is applied
+        valid.append(before.model_copy(update={"as_of": datetime.now(UTC)}))
+        loads = source.loads
+        assert [await cache.get("a", source) for _ in range(2)] == [b"2", b"2"]
+        assert source.loads == loads + 1
+
+    async def test_it_is_counted_if_something_is_forgotten_in_a_cache_that_asks_for_none(
+        self, counted: Counted, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leased_cache, "_OWED_AT_MOST", 2)
+        away = connect("redis://127.0.0.1:1/0")
+        counted = Counted(away)
+        for key in ("a", "b", "c"):
+            await counted.cache.get(key, source)
+
+        assert counted.counts["forgotten"] == 1
+        await counted.close()
+
+
+async def stored(cache: LeasedCache, redis: Redis) -> bytes:
+    """What the cache holds for a value of 1."""
+    await cache.get("old", Source())
+    held: Any = await redis.get(name_of("other", "old"))
+    return bytes(held)
 
 
 class TestARedis:

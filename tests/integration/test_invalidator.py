@@ -485,6 +485,19 @@ class TestADefect:
             await eventually(lambda: as_it_is(instance.invalidator.certificate() == certificate))
         assert "planted" in caplog.text
 
+    async def test_that_ends_it_is_raised_where_it_is_left(
+        self, url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        invalidator = Instance(url, redis).invalidator
+
+        async def fail(*_: Any) -> None:
+            raise RuntimeError("planted")
+
+        monkeypatch.setattr(invalidator, "_again_and_again", fail)
+        with pytest.raises(RuntimeError, match="planted"):
+            async with invalidator:
+                await asyncio.sleep(0.05)
+
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     """Have the first call fail with what nobody expects."""
