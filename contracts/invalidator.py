@@ -246,7 +246,8 @@ class CacheInvalidator:
                     continue
                 await self._apply_next(self._subscription)
                 heed_cancellation()
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            heed_cancellation()
             # With its channel open it would be served, and no other instance.
             self._is_held = False
             await self._link.close()
@@ -369,7 +370,9 @@ class CacheInvalidator:
         else:
             try:
                 stale += _stale_keys_of_own_kinds(kind, message.body)
-            except (ValidationError, KeyError, AttributeError):
+            except (ValidationError, KeyError, AttributeError) as error:
+                what = error if isinstance(error, AttributeError) else type(error).__name__
+                log.warning("which keys of one's own kinds %s makes stale cannot be told: %s", kind, what)
                 _begin_epoch(step, "unreadable")
         if event.stale_keys:
             step.applied.append(event)
@@ -488,8 +491,12 @@ def _stale_keys_of_own_kinds(event: str, body: bytes) -> list[str]:
 
 @lru_cache
 def _kinds_bound_by(bindings: tuple[str, ...], specs: tuple[KeySpec, ...]) -> list[str]:
-    """Of which kinds of keys all events come, by their patterns."""
-    return [spec.pattern for spec in specs if all(_matches(event, bindings) for event in spec.events)]
+    """Of which kinds of keys all events come, by their patterns. One that nobody sends, as by a slip, does not."""
+    return [
+        spec.pattern
+        for spec in specs
+        if all(event in EVENT_TYPES and _matches(event, bindings) for event in spec.events)
+    ]
 
 
 def _leave(step: _Step) -> None:

@@ -362,6 +362,7 @@ class TestInstances:
 
 
 OF_ONE_S_OWN = KeySpec("tested:own:{symbol_id}", (On(KIND),))
+MISSPELT = KeySpec("tested:misspelt:{symbol_id}", (On("symbol.udpated"),))
 
 
 class TestKindsOfKeys:
@@ -382,12 +383,13 @@ class TestKindsOfKeys:
             await eventually(lambda: as_it_is(instance.invalidator.certificate() is not None))
             cache = LeasedCache(redis, namespace="web", timeout=5, certificate=instance.invalidator.certificate)
             for _ in range(2):
-                for key in (KEY, cache_keys.user(1), "nokind:1"):
+                for key in (KEY, cache_keys.user(1), MISSPELT(1), "nokind:1"):
                     assert await cache.get(key, load(key)) == key.encode()
 
-        assert loads == [KEY, "user:1", "nokind:1", "user:1", "nokind:1"]
-        [about_users, about_nothing] = [line for line in caplog.messages if "is not cached" in line]
+        assert loads == [KEY, *2 * ["user:1", MISSPELT(1), "nokind:1"]]
+        [about_users, about_misspelt, about_nothing] = [line for line in caplog.messages if "is not cached" in line]
         assert all(event in about_users for event in cache_keys.user.events)
+        assert "symbol.udpated" in about_misspelt
         assert "nokind:1" in about_nothing
         assert "no KeySpec declares such keys" in about_nothing
 
