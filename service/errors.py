@@ -11,6 +11,7 @@ import asyncio
 from functools import cache
 from typing import Final
 
+import asyncpg
 from sqlalchemy import Index
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -28,6 +29,9 @@ _TRANSIENT_STATES: Final = frozenset(
 )
 
 _CHECK: Final = "23514"
+
+# What asyncpg says of a connection that is no more: "connection is closed", "cannot switch to state".
+_BROKEN_CONNECTION: Final = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # What a violated constraint means to the sender: code, field and sentence.
 _CONSTRAINTS: Final[dict[str, tuple[ErrorCode, str, str]]] = {
@@ -144,8 +148,8 @@ def is_transient(error: BaseException) -> bool:
         return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES
     if isinstance(error, StatementError):
         return False
-    # asyncpg raises the last four unwrapped while it connects.
-    return isinstance(error, PoolTimeout | StaleDataError | OSError | asyncio.TimeoutError) or (
+    # asyncpg raises all but the first two unwrapped while it connects or gives up what broke.
+    return isinstance(error, (PoolTimeout, StaleDataError, OSError, asyncio.TimeoutError, *_BROKEN_CONNECTION)) or (
         sqlstate(error) or ""
     ).startswith(_TRANSIENT_CLASSES)
 

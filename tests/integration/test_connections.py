@@ -14,6 +14,7 @@ from service import connections
 from service.config import LibrarySettings
 from service.connections import invalidated_connections
 from service.database import AutocommitSessions, SessionMaker, build_engine, build_session_maker
+from service.errors import is_transient
 from tests.e2e.wire import rows
 from tests.faults.links import Link
 
@@ -111,3 +112,17 @@ async def test_all_that_fell_silent_during_a_rest_are_replaced_at_once(database_
                 assert await connection.scalar(text("SELECT pg_backend_pid()")) not in before
         assert time.monotonic() - started < connections._PING_SECONDS + 2
         await engine.dispose()
+
+
+async def test_what_the_driver_says_of_a_broken_connection_is_an_outage(database_url: str) -> None:
+    """It comes unwrapped where no statement is made: while a connection is tried or given up."""
+    connection = await asyncpg.connect(database_url)
+    await connection.close()
+    with pytest.raises(asyncpg.InterfaceError) as closed:
+        await connection.fetch("SELECT 1")
+
+    assert is_transient(closed.value)
+    # Seen after a kill of the server, from a protocol that had lost its connection.
+    assert is_transient(
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+    )
