@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from contracts.base import Command, Event, Lookup, Part, View
 from contracts.topology import Lane
 from contracts.types import (
+    STORABLE,
     Amount,
     Count,
     Cursor,
@@ -18,10 +19,9 @@ from contracts.types import (
     Limit,
     NonNegative,
     PositionSide,
-    Text,
 )
 
-AssetCode = Annotated[Text, Field(min_length=1, max_length=20)]
+AssetCode = Annotated[str, Field(min_length=1, max_length=20), STORABLE]
 
 
 class BalanceView(View):
@@ -104,7 +104,7 @@ class UpsertBalances(Command[SnapshotTaken], name="upsert_balances", lane=Lane.T
     uid: Id | None = None
     balances: Annotated[list[BalanceFields], Field(min_length=1, max_length=1_000)]
     timestamp: Instant
-    comment: Annotated[Text, Field(max_length=1_000)] | None = None
+    comment: Annotated[str, Field(max_length=1_000), STORABLE] | None = None
     """Why it changed, for the history."""
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from contracts.cache_keys import stale_keys, stale_templates
 from contracts.errors import ErrorCode, Refusal
 from contracts.topology import MAX_JSON_DEPTH, Lane
-from contracts.types import WIRE, JsonNumber
+from contracts.types import HALF_A_PAIR, WIRE, JsonNumber
 
 R = TypeVar("R")
 V = TypeVar("V", bound="View")
@@ -264,19 +264,15 @@ def _readable(name: str) -> str:
     return name[:200].encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
-_ITEMS: Final = re.compile(r"(\d+) item(s?)\b")
-
-
 def refusal_of(error: ValidationError) -> Refusal:
     """The first thing wrong with a message, without the input itself, which may be a secret."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = _readable(".".join(str(part) for part in first["loc"])) or "body"
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "is not a field of this message"
-    elif isinstance(first["input"], str):
-        # Of a text that was looked at before it is measured, pydantic counts "items".
-        reason = _ITEMS.sub(r"\1 character\2", reason)
+    elif first["type"] == "string_unicode":
+        reason = HALF_A_PAIR
     return Refusal(ErrorCode.VALIDATION, reason, field=field)
 
 

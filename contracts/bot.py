@@ -7,19 +7,9 @@ from pydantic import Field
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.feed import FeedView
 from contracts.strategy import StrategyView
-from contracts.types import (
-    Cursor,
-    ExactDecimal,
-    Flag,
-    Id,
-    Instant,
-    Limit,
-    Name,
-    NonNegative,
-    Text,
-)
+from contracts.types import STORABLE, Cursor, ExactDecimal, Flag, Id, Instant, Limit, Name, NonNegative
 
-TradingCurrency = Annotated[Text, Field(min_length=1, max_length=15)]
+TradingCurrency = Annotated[str, Field(min_length=1, max_length=15), STORABLE]
 
 
 class BotView(View):

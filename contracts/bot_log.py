@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from contracts.base import Command, Event, Lookup, Part, View
 from contracts.topology import Lane
 from contracts.types import (
+    STORABLE,
     Amount,
     Count,
     Cursor,
@@ -17,7 +18,6 @@ from contracts.types import (
     LedgerId,
     Limit,
     LogLevel,
-    Text,
 )
 
 MAX_LOG_CHARACTERS = 8_192
@@ -53,14 +53,14 @@ class LogFields(Part):
     """What one says of an entry of a bot's log."""
 
     bot_id: Id
-    message: Annotated[Text, Field(max_length=MAX_LOG_CHARACTERS)]
+    message: Annotated[str, Field(max_length=MAX_LOG_CHARACTERS), STORABLE]
     level: LogLevel = "INFO"
-    action: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
+    action: Annotated[str, Field(min_length=1, max_length=20), STORABLE] | None = None
     timestamp: Instant | None = None
     """When it happened; the time of storing if left out."""
     feed_num: Annotated[Count, Field(le=32_767)] | None = None
     ex_id: Id | None = None
-    symbol: Annotated[Text, Field(max_length=40)] | None = None
+    symbol: Annotated[str, Field(max_length=40), STORABLE] | None = None
     position: Amount | None = None
     data: JsonObject | None = None
 

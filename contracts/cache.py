@@ -6,9 +6,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from contracts.base import Change, Command, Event, View
-from contracts.types import Id, Text
+from contracts.types import STORABLE, Id
 
-CacheKey = Annotated[Text, Field(min_length=1, max_length=300)]
+CacheKey = Annotated[str, Field(min_length=1, max_length=300), STORABLE]
 
 
 class InvalidationView(View):

@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.sealing import ParamName, PublicKey, Sealed
-from contracts.types import Flag, Id, Instant, Name, Text
+from contracts.types import STORABLE, Flag, Id, Instant, Name, Text
 
 CREDENTIAL_FIELDS = ("api_key", "api_secret", "passphrase")
 """What an account's credentials consist of."""
 
 
-AccountName = Annotated[Text, Field(max_length=50)]
-ParamValue = Annotated[Text, Field(max_length=4_096)]
+AccountName = Annotated[str, Field(max_length=50), STORABLE]
+ParamValue = Annotated[str, Field(max_length=4_096), STORABLE]
 
 
 class CatExchangeView(View):

@@ -9,6 +9,7 @@ from contracts.base import Command, Event, Lookup, View
 from contracts.topology import Lane
 from contracts.trade import ExchangeTradeId, TradeView
 from contracts.types import (
+    STORABLE,
     Amount,
     Cursor,
     ExactDecimal,
@@ -21,10 +22,9 @@ from contracts.types import (
     OrderType,
     Positive,
     Side,
-    Text,
 )
 
-ExchangeOrderId = Annotated[Text, Field(min_length=1, max_length=64)]
+ExchangeOrderId = Annotated[str, Field(min_length=1, max_length=64), STORABLE]
 
 
 class OrderView(View):
@@ -74,7 +74,7 @@ class CreateOrder(Command[OrderView], name="create_order", lane=Lane.TRADING):
     ex_order_id: ExchangeOrderId | None = None
     client_order_id: UUID | None = None
     leverage: Positive | None = None
-    reason: Annotated[Text, Field(max_length=255)] | None = None
+    reason: Annotated[str, Field(max_length=255), STORABLE] | None = None
     timestamp: Instant | None = None
     """When it was placed; the time of storing if left out."""
 
@@ -99,7 +99,7 @@ class UpdateOrderStatus(Command[OrderView], name="update_order_status", lane=Lan
     status: OrderStatus
     filled_size: NonNegative | None = None
     avg_fill_price: NonNegative | None = None
-    reason: Annotated[Text, Field(max_length=255)] | None = None
+    reason: Annotated[str, Field(max_length=255), STORABLE] | None = None
     expected_version: Id | None = None
 
     @model_validator(mode="after")
@@ -132,12 +132,12 @@ class FillOrder(Command[FilledOrder], name="fill_order", lane=Lane.TRADING):
     size: Positive | None = None
     """How much was executed; all that is left if left out."""
     fee: Amount | None = None
-    fee_currency: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
+    fee_currency: Annotated[str, Field(min_length=1, max_length=20), STORABLE] | None = None
     ex_trade_id: ExchangeTradeId | None = None
     ex_order_id: ExchangeOrderId | None = None
     timestamp: Instant | None = None
     """When it was executed; the time of storing if left out."""
-    worker: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    worker: Annotated[str, Field(min_length=1, max_length=64), STORABLE] | None = None
     """Who claimed the order: ``conflict`` if it is leased to someone else meanwhile."""
     expected_version: Id | None = None
 
@@ -182,7 +182,7 @@ class ClaimPendingOrders(Command[ClaimedOrders], name="claim_pending_orders", la
     status changes.
     """
 
-    worker: Annotated[Text, Field(min_length=1, max_length=64)]
+    worker: Annotated[str, Field(min_length=1, max_length=64), STORABLE]
     """A name of its own for each worker."""
     limit: Limit = 100
     lease_seconds: Annotated[int, Field(strict=True, ge=1, le=3_600)] = 60

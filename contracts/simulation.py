@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from contracts.base import Command, Event, Lookup, View
-from contracts.types import Amount, Count, ExactDecimal, Id, Instant, JsonObject, NonNegative, Statistic, Text
+from contracts.types import STORABLE, Amount, Count, ExactDecimal, Id, Instant, JsonObject, NonNegative, Statistic
 
 
 class SimulationSummary(View):
@@ -41,7 +41,7 @@ class SaveSimulation(Command[SimulationSummary], name="save_simulation"):
     """
 
     bot_id: Id
-    name: Annotated[Text, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100), STORABLE]
     start_date: Instant
     """The first moment that was simulated."""
     end_date: Instant

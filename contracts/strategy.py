@@ -6,11 +6,24 @@ from pydantic import Field, model_validator
 
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.sealing import ParamName
-from contracts.types import Count, Cursor, ExactDecimal, Flag, Id, Instant, Limit, Name, NonNegative, Positive, Text
+from contracts.types import (
+    STORABLE,
+    Count,
+    Cursor,
+    ExactDecimal,
+    Flag,
+    Id,
+    Instant,
+    Limit,
+    Name,
+    NonNegative,
+    Positive,
+    Text,
+)
 
 SmallCount = Annotated[Count, Field(le=32_767)]
 Percent = Annotated[Positive, Field(le=100)]
-Currency = Annotated[Text, Field(min_length=1, max_length=15)]
+Currency = Annotated[str, Field(min_length=1, max_length=15), STORABLE]
 Params = Annotated[dict[ParamName, Text], Field(max_length=500)]
 """Settings by name; what they mean is between a strategy and its author. They are no place for secrets."""
 
@@ -92,7 +105,7 @@ class InstallStrategy(Command[CatStrategyView], name="install_strategy"):
     """
 
     name: Name
-    class_name: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
+    class_name: Annotated[str, Field(min_length=1, max_length=100), STORABLE] | None = None
     description: Text | None = None
     take_profit: NonNegative | None = None
     """In percent, as are the two below."""

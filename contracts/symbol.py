@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from contracts.base import Command, Event, Lookup, Part, Updates, View
-from contracts.types import Cursor, ExactDecimal, Flag, Id, Limit, Positive, SymbolName, Text
+from contracts.types import STORABLE, Cursor, ExactDecimal, Flag, Id, Limit, Positive, SymbolName
 
 Decimals = Annotated[int, Field(strict=True, ge=0, le=18)]
-Ticker = Annotated[Text, Field(min_length=1, max_length=40)]
-Currency = Annotated[Text, Field(min_length=1, max_length=20)]
+Ticker = Annotated[str, Field(min_length=1, max_length=40), STORABLE]
+Currency = Annotated[str, Field(min_length=1, max_length=20), STORABLE]
 Status = Literal["active", "halted", "delisted"]
 
 
@@ -51,7 +51,7 @@ class SymbolRules(Part):
     min_size: Positive | None = None
     max_size: Positive | None = None
     status: Status = "active"
-    updateframe: Annotated[Text, Field(min_length=1, max_length=4)] = "1h"
+    updateframe: Annotated[str, Field(min_length=1, max_length=4), STORABLE] = "1h"
     backtest: Flag = False
     futures: Flag = False
     only_ticker: Flag = False
@@ -117,7 +117,7 @@ class SymbolUpdates(Updates):
     min_size: Positive | None = None
     max_size: Positive | None = None
     status: Status | None = None
-    updateframe: Annotated[Text, Field(min_length=1, max_length=4)] | None = None
+    updateframe: Annotated[str, Field(min_length=1, max_length=4), STORABLE] | None = None
     backtest: Flag | None = None
     futures: Flag | None = None
     only_ticker: Flag | None = None
@@ -205,7 +205,7 @@ class SymbolsPage(View):
 class GetAllSymbols(Lookup[SymbolsPage], name="get_all_symbols"):
     """The symbols of all exchanges, or of one, by id."""
 
-    exchange_name: Annotated[Text, Field(min_length=1, max_length=50)] | None = None
+    exchange_name: Annotated[str, Field(min_length=1, max_length=50), STORABLE] | None = None
     """The name of a catalog exchange."""
     active_only: Flag = False
     """Leave out those halted or delisted."""
@@ -219,7 +219,7 @@ class SearchSymbols(Lookup[list[SymbolView]], name="search_symbols"):
     ``%`` and ``_`` stand for themselves.
     """
 
-    query: Annotated[Text, Field(min_length=1, max_length=40)]
+    query: Annotated[str, Field(min_length=1, max_length=40), STORABLE]
     cat_ex_id: Id | None = None
     limit: Limit = 100
 

@@ -6,22 +6,10 @@ from pydantic import Field, model_validator
 
 from contracts.base import Command, Event, Lookup, Part, View
 from contracts.topology import Lane
-from contracts.types import (
-    Amount,
-    Cursor,
-    ExactDecimal,
-    Flag,
-    Id,
-    Instant,
-    LedgerId,
-    Limit,
-    Positive,
-    Side,
-    Text,
-)
+from contracts.types import STORABLE, Amount, Cursor, ExactDecimal, Flag, Id, Instant, LedgerId, Limit, Positive, Side
 from contracts.user import UserView
 
-ExchangeTradeId = Annotated[Text, Field(min_length=1, max_length=64)]
+ExchangeTradeId = Annotated[str, Field(min_length=1, max_length=64), STORABLE]
 
 
 class TradeView(View):
@@ -63,7 +51,7 @@ class ExecutionFields(Part):
     size: Positive
     price: Positive
     fee: Amount | None = None
-    fee_currency: Annotated[Text, Field(min_length=1, max_length=20)] | None = None
+    fee_currency: Annotated[str, Field(min_length=1, max_length=20), STORABLE] | None = None
     leverage: Positive | None = None
     roi: Amount | None = None
     roi_pct: Amount | None = None
@@ -76,7 +64,7 @@ class TradeFields(ExecutionFields):
 
     ex_trade_id: ExchangeTradeId | None = None
     order_id: LedgerId | None = None
-    ex_order_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    ex_order_id: Annotated[str, Field(min_length=1, max_length=64), STORABLE] | None = None
 
 
 class RecordTrade(TradeFields, Command[TradeView], name="record_trade", lane=Lane.TRADING):
@@ -150,7 +138,7 @@ class RecordDryTrade(ExecutionFields, Command[DryTradeView], name="record_dry_tr
     """
 
     closing: Flag = False
-    reason: Annotated[Text, Field(max_length=255)] | None = None
+    reason: Annotated[str, Field(max_length=255), STORABLE] | None = None
 
 
 class ClearedDryTrades(View):

@@ -143,6 +143,9 @@ Instant = Annotated[datetime, BeforeValidator(_only_text_or_instant), AfterValid
 """A moment in UTC. An offset is required on the way in."""
 
 
+HALF_A_PAIR: Final = "holds half of a surrogate pair, which is no character"
+
+
 def _storable(value: str) -> str:
     if "\x00" in value:
         raise ValueError("holds a NUL character, which PostgreSQL cannot store")
@@ -150,7 +153,7 @@ def _storable(value: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair, which is no character") from None
+            raise ValueError(HALF_A_PAIR) from None
     return value
 
 
@@ -182,14 +185,14 @@ LedgerId = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
 Limit = Annotated[int, Strict(), Field(ge=1, le=1_000)]
 """How many rows of a list to give at most."""
 
-Text = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_storable)]
+STORABLE: Final = AfterValidator(_storable)
+"""What makes a text one that the database can hold. Stands behind its length, which is told in characters only so."""
+Text = Annotated[str, STORABLE]
+Name = Annotated[str, Field(min_length=1, max_length=50), STORABLE]
 Cursor = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_-]+$")]
 """Where a list goes on: the ``next_cursor`` of the answer before, as it is."""
-Mail = Annotated[str, Field(min_length=3, max_length=80, pattern=r"^[^@\s]+@[^@\s]+$"), AfterValidator(_storable)]
-SymbolName = Annotated[
-    str, Field(min_length=1, max_length=40, pattern=r"^[^a-z\s\x00-\x1f]+$"), AfterValidator(_storable)
-]
+Mail = Annotated[str, Field(min_length=3, max_length=80, pattern=r"^[^@\s]+@[^@\s]+$"), STORABLE]
+SymbolName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[^a-z\s\x00-\x1f]+$"), STORABLE]
 """A trading pair as the exchange writes it, such as ``BTC/USDT`` or ``BTC/USDT:USDT``; never lower case, so that a
 symbol cannot collide with the words of a cache key."""
 

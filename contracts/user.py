@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from contracts.base import Command, Event, Lookup, Part, Updates, View
 from contracts.bot import BotView
 from contracts.sealing import PublicKey, Sealed
-from contracts.types import Cursor, Flag, Id, Instant, Limit, Mail, Page, Role, Text
+from contracts.types import STORABLE, Cursor, Flag, Id, Instant, Limit, Mail, Page, Role, Text
 
 _HASH_SHAPES = re.compile(r"(\$argon2id\$\S+|\$2[aby]\$\d{2}\$\S{53}|[0-9a-f]{64})\Z")
 
@@ -26,10 +26,10 @@ def _is_a_hash(value: str) -> str:
 
 PasswordHash = Annotated[str, Field(max_length=255), AfterValidator(_is_a_hash)]
 """A password as argon2id, bcrypt or (legacy) SHA-256 in hex left it."""
-PersonName = Annotated[Text, Field(max_length=50)]
-Phone = Annotated[Text, Field(max_length=20)]
-IdNumber = Annotated[Text, Field(max_length=15)]
-ExternalId = Annotated[Text, Field(min_length=1, max_length=64)]
+PersonName = Annotated[str, Field(max_length=50), STORABLE]
+Phone = Annotated[str, Field(max_length=20), STORABLE]
+IdNumber = Annotated[str, Field(max_length=15), STORABLE]
+ExternalId = Annotated[str, Field(min_length=1, max_length=64), STORABLE]
 
 
 class UserView(View):
@@ -211,7 +211,7 @@ class GetUserCredentials(Lookup[UserCredentials | None], name="get_user_credenti
 class SearchUsers(Lookup[list[UserView]], name="search_users"):
     """Users who have the words of ``query`` somewhere in name, mail address, external id, phone or id number."""
 
-    query: Annotated[Text, Field(min_length=1, max_length=100)]
+    query: Annotated[str, Field(min_length=1, max_length=100), STORABLE]
     """Taken as it stands, in any case: ``%`` and ``_`` mean themselves."""
     limit: Limit = 100
 

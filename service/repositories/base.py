@@ -33,7 +33,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from contracts.base import Event, View, refusal_of
 from contracts.errors import ErrorCode, Refusal
 from contracts.sealing import is_secret_name
-from contracts.types import ExactDecimal, Flag, Instant, Statistic, Text
+from contracts.types import STORABLE, ExactDecimal, Flag, Instant, Statistic, Text
 from service.base import Base
 from service.outbox import record
 
@@ -184,7 +184,7 @@ def _type_of(column: Column[Any]) -> TypeAdapter[Any]:
     if isinstance(kind, Enum):
         taken = kind.enum_class
     elif isinstance(kind, String) and taken is Any:
-        taken = Annotated[Text, Field(max_length=kind.length)] if kind.length else Text
+        taken = Annotated[str, Field(max_length=kind.length), STORABLE] if kind.length else Text
     elif isinstance(kind, Boolean):
         taken = Flag
     elif isinstance(kind, Integer):

@@ -457,7 +457,7 @@ class TestTheWebExample:
             ({"mail": "b@c.d", "row_version": -5}, "row_version: is no column that can be set"),
             ({"mail": "b@c.d", "password": "hunter2"}, "password: must be hashed already"),
             ({"mail": "b@c.d", "role": "KING"}, "role: must be ADMIN or USER"),
-            ({"mail": "b@c.d", "name": "x" * 100_000}, "name: Value should have at most 50 characters"),
+            ({"mail": "b@c.d", "name": "x" * 100_000}, "name: String should have at most 50 characters"),
             ({"mail": "b@c.d", "name": "a\0b"}, "name: holds a NUL character"),
             ({"mail": "b@c.d", "note": "\ud800"}, "note: "),
             ({"mail": "b@c.d", "active": "maybe"}, "active: Input should be a valid boolean"),

@@ -53,10 +53,10 @@ def test_every_file_it_links_to_is_there() -> None:
 def test_the_keys_it_has_a_shell_read_are_those_that_were_made(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    [reading] = re.findall(r"^set -a; \. \./\.env; set \+a$", README, flags=re.MULTILINE)
+    [reading] = re.findall(r"^set -a; \. \./keys\.env; set \+a$", README, flags=re.MULTILINE)
     keygen(as_json=False)
     made = capsys.readouterr().out
-    (tmp_path / ".env").write_text(made)
+    (tmp_path / "keys.env").write_text(made)
     show = 'python3 -c "import json, os; print(json.dumps(dict(os.environ)))"'
 
     done = subprocess.run(  # noqa: S602 - the README's own line

@@ -142,6 +142,11 @@ class TestBody:
 
         assert (refusal.value.code, refusal.value.field) == (ErrorCode.VALIDATION, field)
 
+    def test_is_told_its_length_in_characters(self) -> None:
+        for changes in ({"ex_trade_id": "x" * 65}, {"ex_trade_id": ""}):
+            with pytest.raises(Refusal, match=r"ex_trade_id: String should have at (most 64|least 1) character"):
+                decode(RecordTrade, body(**changes))
+
     def test_may_nest_brackets_in_text_as_it_likes(self) -> None:
         entry = decode(SaveBotLog, json.dumps({"bot_id": 1, "message": '{["\\"' * 100}).encode())
 
