@@ -138,7 +138,7 @@ class Settings(LibrarySettings):
     publish_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds the broker has to confirm an event."""
 
-    relay_lease: Annotated[float, Field(ge=0.5)] = 1.5
+    relay_lease: Annotated[float, Field(ge=0.5)] = 1.0
     """Seconds after which another instance takes over publishing from one that fell silent."""
     relay_poll_interval: Annotated[float, Field(gt=0, le=1)] = 0.1
     relay_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
