@@ -6,8 +6,9 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import aio_pika
@@ -77,23 +78,33 @@ async def faststream_request(servers: Servers, number: int) -> float:
             return await _rate(ask, number)
 
 
-async def event_latency(servers: Servers, number: int, *, per_second: int) -> list[float]:
-    """Seconds from publishing a trade to receiving its event, at a steady rate, in order of publishing.
+class Way(NamedTuple):
+    """How long a trade took from its publish to its event, in seconds."""
+
+    total: float
+    until_stored: float
+    """Until the database began with the statement that stores it."""
+
+
+async def event_latency(servers: Servers, number: int, *, per_second: int) -> list[Way]:
+    """The ways of trades that are published at a steady rate, in order of publishing.
 
     Those of the first two seconds are left out: the service makes its partitions then, and connections plan.
     """
     first = 2 * per_second
     async with a_stage(servers, desks=10) as stage, a_service(stage):
         url = stage.settings.rabbitmq_url.get_secret_value()
-        received: dict[str, float] = {}
+        received: dict[str, tuple[float, float]] = {}
         async with a_channel(url) as channel, PersistenceClient(url) as client:
             queue = await channel.declare_queue("bench.events", durable=True, arguments={"x-queue-type": "quorum"})
             await queue.bind(EVENTS.name, "trade.recorded")
 
             async def note(message: AbstractIncomingMessage) -> None:
-                now = time.perf_counter()
-                for cause in json.loads(message.body)["causation_ids"]:
-                    received[cause] = now
+                now = time.time()
+                event = json.loads(message.body)
+                stored = datetime.fromisoformat(event["occurred_at"]).timestamp()
+                for cause in event["causation_ids"]:
+                    received[cause] = now, stored
                 await message.ack()
 
             await queue.consume(note)
@@ -101,7 +112,7 @@ async def event_latency(servers: Servers, number: int, *, per_second: int) -> li
 
             async def send(trade: Any) -> None:
                 message_id = new_message_id()
-                sent[str(message_id)] = time.perf_counter()
+                sent[str(message_id)] = time.time()  # as the database on this machine tells it
                 await client.publish(trade, message_id=message_id)
 
             began = time.perf_counter()
@@ -112,7 +123,7 @@ async def event_latency(servers: Servers, number: int, *, per_second: int) -> li
             async with asyncio.timeout(30):
                 while len(received) < first + number:
                     await asyncio.sleep(0.01)
-        return [received[key] - sent[key] for key in list(sent)[first:]]
+        return [Way(*(at - sent[key] for at in received[key])) for key in list(sent)[first:]]
 
 
 async def echo_latency(servers: Servers, number: int) -> list[float]:
