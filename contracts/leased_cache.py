@@ -154,14 +154,15 @@ class LeasedCache:
         It leaves out those that a reader should load anew, and large ones.
         """
         certificate = self._current()
-        if certificate is None or not self._store.may_be_asked():
+        if certificate is None:
             return {}
         wanted = [
             key
             for key in dict.fromkeys(keys)
             if key not in self._owed and not spec_of(key).is_large and certificate.is_for(key)
         ]
-        if not wanted:
+        # Asked last: who is let through to find out whether Redis is back has to ask it.
+        if not wanted or not self._store.may_be_asked():
             return {}
         try:
             held = await self._store.get_many([self._name(key, certificate) for key in wanted])
@@ -182,9 +183,9 @@ class LeasedCache:
         """The values of many keys, in few round trips; ``load`` is given those that are not cached."""
         wanted = list(dict.fromkeys(keys))
         certificate = self._current()
-        if certificate is None or not self._store.may_be_asked():
+        not_kept = [key for key in wanted if certificate is None or not self._is_for(certificate, key)]
+        if certificate is None or len(not_kept) == len(wanted) or not self._store.may_be_asked():
             return await self._many_around(wanted, load)
-        not_kept = [key for key in wanted if not self._is_for(certificate, key)]
         found = await self._many_around(not_kept, load) if not_kept else {}
         wanted = [key for key in wanted if key not in found]
         try:

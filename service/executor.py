@@ -39,6 +39,7 @@ REPLAY_HEADER = "x-replay"
 
 
 _DONE: Final = Reply(ok=True)
+_TAKEN: Final = Refusal(ErrorCode.CONFLICT, "was used for a message with another content", field="message_id")
 
 
 @dataclass(eq=False, slots=True)
@@ -325,15 +326,11 @@ class _Attempt:
         received = task.received
         set_cause(self._session, task.message_id)
         before = self._known.get(task.message_id) if task.message_id is not None else None
-        if before is not None and (refusal := task.forbidden):
-            # Before what came of the id: who may not send this is not told, and touches neither inbox nor letters.
-            if before.payload_hash != task.payload_hash:
+        is_other = before is not None and before.payload_hash != task.payload_hash
+        # Who may not send this is not told what came of the id, and touches neither inbox nor letters of it.
+        if before is not None and (refusal := task.forbidden or (_TAKEN if is_other else None)):
+            if is_other:
                 await dead_letters.add(self._session, received, refusal)
-            task.reply = _refused(refusal)
-            return
-        if before is not None and before.payload_hash != task.payload_hash:
-            refusal = Refusal(ErrorCode.CONFLICT, "was used for a message with another content", field="message_id")
-            await dead_letters.add(self._session, received, refusal)
             task.reply = _refused(refusal)
             return
         replay = before is not None and before.refused and REPLAY_HEADER in received.headers

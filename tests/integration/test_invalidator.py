@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.certificate_watch import CertificateWatch
 from contracts.heartbeat import Heartbeat
 from contracts.invalidator import CacheInvalidator
-from contracts.key_spec import KeySpec, On
+from contracts.key_spec import SPECS, KeySpec, On
 from contracts.leased_cache import LeasedCache, Load
 from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
@@ -361,13 +361,23 @@ class TestInstances:
                     pass
 
 
-OF_ONE_S_OWN = KeySpec("tested:own:{symbol_id}", (On(KIND),))
-MISSPELT = KeySpec("tested:misspelt:{symbol_id}", (On("symbol.udpated"),))
+@pytest.fixture
+def of_one_s_own() -> Iterator[KeySpec]:
+    spec = KeySpec("tested:own:{symbol_id}", (On(KIND),))
+    yield spec
+    del SPECS[spec.pattern]
+
+
+@pytest.fixture
+def misspelt() -> Iterator[KeySpec]:
+    spec = KeySpec("tested:misspelt:{symbol_id}", (On("symbol.udpated"),))
+    yield spec
+    del SPECS[spec.pattern]
 
 
 class TestKindsOfKeys:
     async def test_are_cached_only_if_all_their_events_come(
-        self, url: str, redis: Redis, feed: Feed, caplog: pytest.LogCaptureFixture
+        self, url: str, redis: Redis, feed: Feed, misspelt: KeySpec, caplog: pytest.LogCaptureFixture
     ) -> None:
         loads: list[str] = []
 
@@ -383,17 +393,19 @@ class TestKindsOfKeys:
             await eventually(lambda: as_it_is(instance.invalidator.certificate() is not None))
             cache = LeasedCache(redis, namespace="web", timeout=5, certificate=instance.invalidator.certificate)
             for _ in range(2):
-                for key in (KEY, cache_keys.user(1), MISSPELT(1), "nokind:1"):
+                for key in (KEY, cache_keys.user(1), misspelt(1), "nokind:1"):
                     assert await cache.get(key, load(key)) == key.encode()
 
-        assert loads == [KEY, *2 * ["user:1", MISSPELT(1), "nokind:1"]]
+        assert loads == [KEY, *2 * ["user:1", misspelt(1), "nokind:1"]]
         [about_users, about_misspelt, about_nothing] = [line for line in caplog.messages if "is not cached" in line]
         assert all(event in about_users for event in cache_keys.user.events)
         assert "symbol.udpated" in about_misspelt
         assert "nokind:1" in about_nothing
         assert "no KeySpec declares such keys" in about_nothing
 
-    async def test_of_one_s_own_are_removed_by_what_the_images_tell(self, url: str, redis: Redis, feed: Feed) -> None:
+    async def test_of_one_s_own_are_removed_by_what_the_images_tell(
+        self, url: str, redis: Redis, feed: Feed, of_one_s_own: KeySpec
+    ) -> None:
         rules = dict.fromkeys(("ticker", "base", "quote", "tick_size", "step_size", "min_size", "max_size"))
         flags = dict.fromkeys(("backtest", "futures", "only_ticker"), False)
         words = {"symbol": "BTC/USDT", "status": "active", "updateframe": "1h"}
@@ -401,12 +413,12 @@ class TestKindsOfKeys:
         change = {"key": {"symbol_id": 5}, "version": 2, "before": image, "after": image}
         async with running(url, redis) as instance:
             certificate = await certified(feed, redis)
-            await put(redis, certificate, OF_ONE_S_OWN(5), OF_ONE_S_OWN(6))
+            await put(redis, certificate, of_one_s_own(5), of_one_s_own(6))
 
             await feed.event(KEY, changes=[change])
 
-            await eventually(lambda: is_gone(redis, certificate, OF_ONE_S_OWN(5)))
-            assert not await is_gone(redis, certificate, OF_ONE_S_OWN(6))
+            await eventually(lambda: is_gone(redis, certificate, of_one_s_own(5)))
+            assert not await is_gone(redis, certificate, of_one_s_own(6))
             await feed.event(KEY, changes=["nothing that can be read"])
             await eventually(lambda: as_it_is(instance.why == ["start", "unreadable"]))
 
