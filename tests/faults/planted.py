@@ -106,7 +106,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "swallows another content under a known id": _bug(
         "service.executor",
-        ("if before is not None and before.payload_hash != task.payload_hash:", "if False:"),
+        ("is_other = before is not None and before.payload_hash != task.payload_hash", "is_other = False"),
         found_by="I4",
     ),
     "takes a returned message for a stored one": _bug(
