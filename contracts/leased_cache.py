@@ -253,6 +253,7 @@ class LeasedCache:
             for _ in range(_TRIES):
                 until = asyncio.get_running_loop().time() + self._store.timeout
                 held = await self._store.get(name, until)
+                # As `_entry_in`, without the calls: this is on the way of every hit.
                 entry = None if held is None or held[0] == LEASE else Entry(held)
                 if entry is not None and (after is None or entry.shows(after)):
                     self._hit(key, name, entry, load)

@@ -23,7 +23,7 @@ from contracts.certificate import Certificate
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
 from contracts.topology import LOOKUP_QUEUE, UNROUTED_QUEUE, Lane
-from service import jobs, producers, schema, topology
+from service import connections, jobs, producers, schema, topology
 from service.cache_audit import CacheAudit, CacheAuditor
 from service.config import Settings
 from service.consumers import Consumers
@@ -60,8 +60,6 @@ log = structlog.get_logger()
 _LOOKUP_PREFETCH = 500
 _SECONDS_TO_SUBSCRIBE: Final = 15.0
 _SECONDS_TO_CLOSE: Final = 10.0
-_SECONDS_KEPT: Final = 0.5
-"""How long a connection is used again without a look at the pool, which tries those that rested for as long."""
 
 
 class StartError(Exception):
@@ -99,7 +97,7 @@ class Service:
             count=count_cache_request,
         )
         self._publisher = Publisher(settings)
-        self._autocommit = AutocommitSessions(sessions, kept_for=_SECONDS_KEPT)
+        self._autocommit = AutocommitSessions(sessions, kept_for=connections.REST_SECONDS)
         self._relay = Relay(sessions, self._publisher, settings, autocommit=self._autocommit)
         self._consumers = Consumers(settings)
         senders = Senders.of(settings)

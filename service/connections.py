@@ -24,7 +24,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 log = structlog.get_logger()
 
-_REST_SECONDS: Final = 0.5
+REST_SECONDS: Final = 0.5
+"""After a rest of that long a connection is tried before it is used."""
 _PING_SECONDS: Final = 2.0
 _SESSION: Final = "session"
 
@@ -79,7 +80,7 @@ class Connections:
         """
         rested = time.monotonic() - record.info.get("idle_since", math.inf)
         try:
-            if self._ping_after_rest and rested >= _REST_SECONDS:
+            if self._ping_after_rest and rested >= REST_SECONDS:
                 _run(connection, "SELECT")
             if self._given_up:
                 self._end_given_up(connection)

@@ -5,7 +5,7 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -143,12 +143,12 @@ async def publish(stage: Stage, commands: Iterable[Command[Any]]) -> None:
     rest = iter(commands)
     try:
         wire = await link.channel()
-        before: Awaitable[None] = wire.publish_confirmed([])
+        before = wire.send([])
         while some := [message_of(command) for command in islice(rest, _IN_FLIGHT)]:
             # While the broker stores these the next ones are made.
-            confirmed = asyncio.create_task(wire.publish_confirmed(some))
+            sent = wire.send(some)
             await before
-            before = confirmed
+            before = sent
         await before
     finally:
         await link.close()

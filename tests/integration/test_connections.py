@@ -25,7 +25,7 @@ async def test_one_that_broke_during_a_rest_is_replaced(sessions: SessionMaker, 
     admin = await asyncpg.connect(database_url)
     await admin.execute("SELECT pg_terminate_backend($1)", broken)
     await admin.close()
-    await asyncio.sleep(connections._REST_SECONDS + 0.1)
+    await asyncio.sleep(connections.REST_SECONDS + 0.1)
 
     async with sessions() as session:
         assert await session.scalar(text("SELECT pg_backend_pid()")) != broken
@@ -103,7 +103,7 @@ async def test_all_that_fell_silent_during_a_rest_are_replaced_at_once(database_
         before = {await connection.scalar(text("SELECT pg_backend_pid()")) for connection in held}
         for connection in held:
             await connection.close()
-        await asyncio.sleep(connections._REST_SECONDS + 0.1)
+        await asyncio.sleep(connections.REST_SECONDS + 0.1)
         link.forget()
 
         started = time.monotonic()
