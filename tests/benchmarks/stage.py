@@ -80,15 +80,20 @@ async def a_channel(url: str) -> AsyncIterator[AbstractChannel]:
 
 
 def trades(desks: Sequence[Desk], number: int) -> Iterator[RecordTrade]:
-    """Real trades dealt out to the desks; where more are asked for than there are, the file begins again."""
+    """Real trades dealt out to the desks. Where more are asked for than there are, the market does the same again.
+
+    It does so later, and not at the same time once more: what was asked of an index would be spread over all of it.
+    """
     with TRADES_FILE.open() as file:
         rows = list(csv.DictReader(file))
+    times = [datetime.fromisoformat(row["timestamp"]) for row in rows]
     for index, desk in zip(range(number), cycle(desks), strict=False):
-        row = rows[index % len(rows)]
+        again, position = divmod(index, len(rows))
+        row = rows[position]
         yield desk.trade(
-            ex_trade_id=f"{row['ex_trade_id']}-{index // len(rows)}-{index}",
+            ex_trade_id=f"{again:05}-{row['ex_trade_id']}-{index}",
             **{name: row[name] for name in ("side", "price", "size")},
-            timestamp=datetime.fromisoformat(row["timestamp"]),
+            timestamp=times[position] + again * (times[-1] - times[0]),
         )
 
 
