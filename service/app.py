@@ -114,6 +114,7 @@ class Service:
                 executor,
                 self._publisher,
                 batch_size=settings.batch_size,
+                prefetch=settings.rabbitmq_prefetch,
                 committed=self._relay.wake,
                 intake=self._consumers,
                 hold_seconds=settings.outage_hold,
@@ -253,8 +254,9 @@ class Service:
         log.info("stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout):
+                await asyncio.gather(*(lane.finish() for lane in self._lanes))
                 self._consumers.stop_intake()
-                await asyncio.gather(*(lane.finish() for lane in self._lanes), self._lookups.finish())
+                await self._lookups.finish()
                 while await self._relay.publish_once():
                     pass
                 await self._relay.release()

@@ -37,6 +37,10 @@ _TURNS: Final = 3
 """How often the loop goes round until a frame that arrived has become a delivery."""
 _WATCH_SECONDS: Final = 1.0
 _GONE_SECONDS: Final = 5.0
+_LULL_SECONDS: Final = 0.02
+"""Without a delivery for that long, a queue counts as empty at the end."""
+_LAST_SECONDS: Final = 1.0
+"""How long at the end a lane goes on taking what comes."""
 
 
 class Intake(Protocol):
@@ -59,6 +63,8 @@ class _Delivery(NamedTuple):
     task: Task
     channel: AbstractChannel
     tag: int
+    consumer: str
+    """The tag of the subscription that it came by."""
 
 
 class Lane:
@@ -71,12 +77,14 @@ class Lane:
         publisher: Publisher,
         *,
         batch_size: int,
+        prefetch: int,
         committed: Callable[[], None] = lambda: None,
         intake: Intake | None = None,
         hold_seconds: float = 60.0,
     ) -> None:
         """``committed`` is called after each commit: there may be events to publish.
 
+        ``prefetch`` is how many commands the broker sends before it waits for an acknowledgement.
         In an outage a batch is held for ``hold_seconds``, and then given back to ``intake`` until it is over.
         """
         self.queue = queue
@@ -85,6 +93,7 @@ class Lane:
         self._executor = executor
         self._publisher = publisher
         self._batch_size = batch_size
+        self._prefetch = prefetch
         self._committed = committed
         self._intake = intake
         self._hold_seconds = hold_seconds
@@ -92,11 +101,19 @@ class Lane:
         self._not_empty = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._last: _Delivery | None = None
+        """What was carried out last."""
+        self._acknowledged: _Delivery | None = None
+        """What was acknowledged last, with all before it."""
+        self._is_finishing = self._is_finished = False
 
     def take(self, delivery: DeliveredMessage) -> None:
         """Take a delivery. Nothing is awaited, so deliveries stay in the order they came in."""
+        if self._is_finished:
+            return
         task = self._executor.read(read_delivery(delivery))
-        self._arrived.append(_Delivery(task, delivery.channel, delivery.delivery_tag or 0))
+        consumer = delivery.consumer_tag or ""
+        self._arrived.append(_Delivery(task, delivery.channel, delivery.delivery_tag or 0, consumer))
         self._idle.clear()
         self._not_empty.set()
 
@@ -117,8 +134,49 @@ class Lane:
             LANE_WAITING.labels(lane=self.queue).set(len(self._arrived))
 
     async def finish(self) -> None:
-        """Return when everything taken so far is settled."""
-        await self._idle.wait()
+        """Carry out what comes until nothing does, settle it, and take no more; for the end of `run`.
+
+        Each acknowledgement has the broker send more, so they are put off: then it stops by itself, and all that it
+        sent is carried out. Whoever subscribes next begins behind that.
+        """
+        self._is_finishing = True
+        until = time.monotonic() + _LAST_SECONDS
+        while True:
+            await self._idle.wait()
+            last = self._last
+            if self._is_all_there_is or time.monotonic() > until:
+                break
+            await asyncio.sleep(_LULL_SECONDS)
+            if self._last is last and self._idle.is_set():
+                break
+        self._is_finished = True
+        await self._leave()
+
+    @property
+    def _is_all_there_is(self) -> bool:
+        """Whether the broker sends nothing behind what was carried out, before that is acknowledged."""
+        if self._last is None:
+            return False
+        before = self._acknowledged
+        first = before.tag if before is not None and before.channel is self._last.channel else 0
+        return self._last.tag - first == self._prefetch
+
+    async def _leave(self) -> None:
+        """Acknowledge what was put off, in one go with the end of the subscription.
+
+        A subscription that is cancelled lets the next one begin, so nothing of it may be on its way here. Something
+        may be unless the broker is waiting for us; then the channel is closed, and that goes back to the head.
+        """
+        last = self._last
+        if last is None or last.channel.is_closed:
+            return
+        is_all = self._is_all_there_is
+        if is_all:
+            with suppress(*BROKEN_LINK), lost_links_as_errors():
+                await last.channel.basic_cancel(last.consumer, nowait=True)
+        await self._acknowledge([last])
+        if not is_all and self._intake is not None:
+            await self._intake.pause(self.queue)
 
     async def _while_more_arrive(self) -> None:
         """Let the reader go on while it has something at hand: the larger a batch, the less a message costs.
@@ -144,7 +202,25 @@ class Lane:
         BATCH_SIZE.labels(lane=self.queue).observe(len(batch))
         self._committed()
         await self._publisher.answer(list(_answers(batch, replies)))
-        await _acknowledge(batch)
+        self._last = batch[-1]
+        if not self._is_finishing:
+            await self._acknowledge(batch)
+
+    async def _acknowledge(self, batch: list[_Delivery]) -> None:
+        """Settle a committed batch: everything up to its last delivery, which is all that is open on its channel.
+
+        A lane has a channel of its own and settles in order of delivery, so no other message hides behind that tag.
+        """
+        last = {delivery.channel: delivery.tag for delivery in batch}
+        for channel, tag in last.items():
+            if channel.is_closed:
+                continue
+            try:
+                with lost_links_as_errors():
+                    await channel.basic_ack(tag, multiple=True, wait=False)
+            except BROKEN_LINK:
+                log.info("acknowledgement_lost", messages=len(batch))  # redelivered, and found in the inbox
+        self._acknowledged = batch[-1]
 
     async def _until_committed(self, batch: list[Task]) -> list[Reply]:
         """An outage is never the messages' fault: hold them and try again until the database answers."""
@@ -201,22 +277,6 @@ def _answers(batch: list[_Delivery], replies: list[Reply]) -> Iterator[Addressed
         if received.answerable is not None:
             body = reply.model_dump_json(exclude_none=True).encode()
             yield Addressed(received.answerable, received.correlation_id, body)
-
-
-async def _acknowledge(batch: list[_Delivery]) -> None:
-    """Settle a committed batch: everything up to its last delivery, which is all that is open on its channel.
-
-    A lane has a channel of its own and settles in order of delivery, so no other message hides behind that tag.
-    """
-    last = {delivery.channel: delivery.tag for delivery in batch}
-    for channel, tag in last.items():
-        if channel.is_closed:
-            continue
-        try:
-            with lost_links_as_errors():
-                await channel.basic_ack(tag, multiple=True, wait=False)
-        except BROKEN_LINK:
-            log.info("acknowledgement_lost", messages=len(batch))  # redelivered, and found in the inbox
 
 
 def read_delivery(delivery: DeliveredMessage) -> Received:
@@ -336,18 +396,18 @@ class Consumers:
         self._paused.discard(queue)
 
     def stop_intake(self) -> None:
-        """Take nothing more; what was taken can still be settled.
+        """Take nothing more; what was taken can still be settled."""
+        self._is_stopping = True
 
-        Subscriptions stay until the channels are closed: then the broker puts what was not taken back to the head.
-        A subscription that is cancelled before would let the next subscriber begin while commands of ours are still
-        unsettled, and overtake them.
+    async def stop(self) -> None:
+        """Close channels and connection.
+
+        Subscriptions stay until the channels are closed: then the broker puts what was not settled back to the head.
+        A subscription that is cancelled before would let the next subscriber overtake that.
         """
         self._is_stopping = True
         for subscriber in self._subscribers.values():
             subscriber._consumer_tag = None  # noqa: SLF001 - or FastStream cancels; tested in test_consumers
-
-    async def stop(self) -> None:
-        """Close channels and connection."""
         connection = self._broker._connection  # noqa: SLF001 - tested in test_consumers
         with suppress(*BROKEN_LINK), lost_links_as_errors():
             async with asyncio.timeout(3):

@@ -61,7 +61,8 @@ END $$;
 CREATE CONSTRAINT TRIGGER fail_at_commit AFTER INSERT ON trades DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.fee_currency IN ('ONCE', 'NEVER')) EXECUTE FUNCTION fail_at_commit();
 """
-DISTURBANCES: Final = ("nothing", "events are cut", "another relay leads")
+_ENDING: Final = "the service is asked to end"
+DISTURBANCES: Final = ("nothing", "events are cut", "another relay leads", _ENDING)
 """What goes on meanwhile, since there are points that nobody comes by otherwise."""
 
 
@@ -142,6 +143,7 @@ class Range:
                 "JOBS_ENABLED": "false",  # what they come by is not on the way of a message
                 "RELAY_LEASE": "0.5",
                 "BATCH_SIZE": "12",
+                "RABBITMQ_PREFETCH": "16",
                 "RELAY_BATCH": "4",
                 "SHUTDOWN_TIMEOUT": "5",
             }
@@ -268,10 +270,17 @@ class Range:
                 "INSERT INTO forgiven VALUES ($1)", [(trade.ex_trade_id,) for trade in shot.replayed]
             )
         await self.database.execute("ALTER SEQUENCE failed_once RESTART")
+        if disturbance == _ENDING:
+            await self._until_serving()
         self.board.arm(moment)
         await self._publish(shot.messages)
-        if moment is not None:
-            if await self.service.end(seconds=_SECONDS_TO_DIE) != KILLED:
+        if disturbance == _ENDING:
+            self.service.child.terminate()
+        if moment is not None or disturbance == _ENDING:
+            code = await self.service.end(seconds=_SECONDS_TO_DIE)
+            if moment is None:
+                _expect(wrong, "exit code", 0, code)
+            elif code != KILLED:
                 self.board.arm(None)
                 wrong.append("never came by, with everything in flight")
             else:
@@ -281,6 +290,7 @@ class Range:
                     await eventually(self._in_flight, seconds=3, pause=0.01)
                 except AssertionError:
                     wrong.append("died with nothing in flight")
+            if code is not None:
                 await self._start()
         return wrong + await self._compare(shot)
 

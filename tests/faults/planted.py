@@ -29,6 +29,7 @@ def _bug(module: str, *changes: tuple[str, str], found_by: str, statement: str =
     return Bug({module: changes}, frozenset(found_by.split()), statement, side)
 
 
+_ACKNOWLEDGE: Final = "await self._acknowledge(batch)\n"
 _COMMIT: Final = "        replies = await self._until_committed([delivery.task for delivery in batch])\n"
 _REMEMBER: Final = "            await inbox.remember(session, attempt.handled)\n"
 _COMMITTED: Final = "        if self._remove is not None and (keys"
@@ -67,8 +68,8 @@ _TAKE_CHANGES: Final = """\
 BUGS: Final[Mapping[str, Bug]] = {
     "acknowledges before the commit": _bug(
         "service.consumers",
-        ("        await _acknowledge(batch)\n\n", "\n"),
-        (_COMMIT, f"        await _acknowledge(batch)\n{_COMMIT}"),
+        (f"            {_ACKNOWLEDGE}", "            pass\n"),
+        (_COMMIT, f"        {_ACKNOWLEDGE}{_COMMIT}"),
         found_by="I1",
     ),
     "publishes before the commit": _bug(
@@ -120,7 +121,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "acknowledges the newest delivery": _bug(
         "service.consumers",
-        ("        await _acknowledge(batch)\n\n", "        await _acknowledge([*batch, *self._arrived])\n\n"),
+        (_ACKNOWLEDGE, _ACKNOWLEDGE.replace("batch", "[*batch, *self._arrived]")),
         found_by="I1",
     ),
     "reads the outbox behind a watermark": _bug(

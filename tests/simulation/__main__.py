@@ -69,6 +69,9 @@ ONLY_HERE: Final = {
     "reads again what it sent": Bug(
         {"service.relay": (("for row_id in each.ids)", "for row_id in each.ids[:0])"),)}, frozenset()
     ),
+    "lets the next one begin with something on its way": Bug(
+        {"service.consumers": (("is_all = self._is_all_there_is\n", "is_all = True\n"),)}, frozenset()
+    ),
     "never takes again what it gave back": Bug(
         {
             "service.consumers": (

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -39,6 +40,7 @@ _SETTINGS: Final = Settings.model_validate(
 _QUEUES: Final = ("logs", "config")
 _USERS: Final = 2
 _HOLD_SECONDS: Final = 2.0
+_PREFETCH: Final = 4
 _HEAL_AT: Final = 12.0
 _QUIET_WITHIN: Final = 60.0
 """Seconds after everything was healed, until when all has to be done."""
@@ -61,19 +63,32 @@ class Message:
 
 
 class FakeChannel:
-    """A channel that delivers to one lane."""
+    """A channel that delivers to one lane, so many at most before it waits for an acknowledgement."""
 
     def __init__(self, world: "World", queue: str, take: Any) -> None:
-        self.is_closed = False
+        self.is_closed = self.is_cancelled = False
         self.unsettled: dict[int, Message] = {}
         self._world = world
         self._queue = queue
         self._take = take
         self._tag = 0
+        self._on_their_way: deque[tuple[int, Message]] = deque()
+
+    @property
+    def takes_more(self) -> bool:
+        return not self.is_closed and not self.is_cancelled and len(self.unsettled) < _PREFETCH
 
     def deliver(self, message: Message) -> None:
+        """Send a message, which arrives behind those that are on their way already."""
         self._tag += 1
         self.unsettled[self._tag] = message
+        self._on_their_way.append((self._tag, message))
+        self._world.loop.call_later(self._world.chance.choice((0, 0, 0.001, 0.01)), self._arrives)
+
+    def _arrives(self) -> None:
+        tag, message = self._on_their_way.popleft()
+        if self.is_closed:
+            return
         head = Basic.Properties(
             message_id=message.id,
             content_type="application/json",
@@ -83,7 +98,8 @@ class FakeChannel:
         self._take(
             SimpleNamespace(
                 channel=self,
-                delivery_tag=self._tag,
+                delivery_tag=tag,
+                consumer_tag="consumer",
                 routing_key=message.command,
                 body=message.body,
                 redelivered=message.redelivered,
@@ -98,6 +114,12 @@ class FakeChannel:
             raise ConnectionError("the channel is closed")
         for settled in [each for each in self.unsettled if each <= tag]:
             self._world.settled(self.unsettled.pop(settled))
+        self._world.wake_broker()
+
+    async def basic_cancel(self, consumer_tag: str, *, nowait: bool) -> None:
+        assert consumer_tag
+        assert nowait
+        self.is_cancelled = True
         self._world.wake_broker()
 
     async def basic_nack(self, tag: int, *, requeue: bool) -> None:
@@ -266,16 +288,16 @@ class World:
             self._broker_wakes.clear()
             for queue, ready in self.ready.items():
                 channel = self._consumer_of(queue)
-                while channel is not None and ready and not channel.is_closed:
+                while channel is not None and ready and channel.takes_more:
                     channel.deliver(ready.popleft())
                     if self.chance.random() < 0.5:
                         await self.pause()
 
     def _consumer_of(self, queue: str) -> FakeChannel | None:
         active = self._active.get(queue)
-        if active is None or active.is_closed:
-            channels = (one.channels.get(queue) for one in self._instances)
-            active = next((channel for channel in channels if channel is not None and not channel.is_closed), None)
+        if active is None or active.is_closed or active.is_cancelled:
+            channels = (one.channels[queue] for one in self._instances if queue in one.channels)
+            active = next((one for one in channels if not one.is_closed and not one.is_cancelled), None)
             self._active[queue] = active
         return active
 
@@ -290,6 +312,7 @@ class World:
                 executor,
                 self._publisher,
                 batch_size=self.chance.choice((1, 3, 100)),
+                prefetch=_PREFETCH,
                 committed=relay.wake,
                 intake=_Intake(self, instance),
                 hold_seconds=_HOLD_SECONDS,
@@ -318,7 +341,7 @@ class World:
     async def _nemesis(self) -> None:
         while self.loop.time() < _HEAL_AT - 1:
             await asyncio.sleep(self.chance.choice((0.01, 0.1, 0.5, 2.0)))
-            deed = self.chance.randrange(6)
+            deed = self.chance.randrange(7)
             if deed == 0 and self._instances:
                 self._end(self.chance.choice(self._instances))
                 await self.pause()
@@ -331,8 +354,23 @@ class World:
                 self.database.trouble = self.chance.choice((0.0, 0.02, 0.2))
             elif deed == 4:
                 self.trouble = self.chance.choice((0.0, 0.05, 0.2))
+            elif deed == 5 and self._instances:
+                await self._finish(self.chance.choice(self._instances))
             elif len(self._instances) < 2:
                 self._start()
+
+    async def _finish(self, instance: Instance) -> None:
+        """It is asked to end, and may be followed by another that has started already."""
+        if self.chance.random() < 0.5:
+            self._start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await asyncio.gather(*(lane.finish() for lane in instance.lanes.values()))
+        await self.pause()
+        if instance in self._instances:
+            self._end(instance)
+        if not self._instances:
+            self._start()
 
     def _cut(self, instance: Instance) -> None:
         """Its link to the broker breaks, and is there again soon."""
