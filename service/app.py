@@ -115,8 +115,8 @@ class Service:
                 self._publisher,
                 batch_size=settings.batch_size,
                 prefetch=settings.rabbitmq_prefetch,
-                committed=self._relay.wake,
                 intake=self._consumers,
+                committed=self._relay.wake,
                 hold_seconds=settings.outage_hold,
             )
             for queue in (*(lane.queue for lane in Lane), UNROUTED_QUEUE)
@@ -250,13 +250,11 @@ class Service:
         return bool(failures)
 
     async def _finish(self) -> None:
-        """Stop intake, then settle what was taken: commit, answer, acknowledge, publish."""
+        """Settle what was sent, and take no more: commit, answer, acknowledge, publish."""
         log.info("stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout):
-                await asyncio.gather(*(lane.finish() for lane in self._lanes))
-                self._consumers.stop_intake()
-                await self._lookups.finish()
+                await asyncio.gather(*(lane.finish() for lane in self._lanes), self._lookups.finish())
                 while await self._relay.publish_once():
                     pass
                 await self._relay.release()

@@ -39,7 +39,7 @@ _WATCH_SECONDS: Final = 1.0
 _GONE_SECONDS: Final = 5.0
 _LULL_SECONDS: Final = 0.02
 """Without a delivery for that long, a queue counts as empty at the end."""
-_LAST_SECONDS: Final = 1.0
+_LAST_SECONDS: Final = 0.5
 """How long at the end a lane goes on taking what comes."""
 
 
@@ -78,8 +78,8 @@ class Lane:
         *,
         batch_size: int,
         prefetch: int,
+        intake: Intake,
         committed: Callable[[], None] = lambda: None,
-        intake: Intake | None = None,
         hold_seconds: float = 60.0,
     ) -> None:
         """``committed`` is called after each commit: there may be events to publish.
@@ -140,22 +140,29 @@ class Lane:
         sent is carried out. Whoever subscribes next begins behind that.
         """
         self._is_finishing = True
+        try:
+            await self._until_nothing_comes()
+        except asyncio.CancelledError:
+            await self._acknowledge_last()
+            raise
+        self._is_finished = True
+        await self._leave()
+
+    async def _until_nothing_comes(self) -> None:
         until = time.monotonic() + _LAST_SECONDS
         while True:
             await self._idle.wait()
             last = self._last
             if self._is_all_there_is or time.monotonic() > until:
-                break
+                return
             await asyncio.sleep(_LULL_SECONDS)
             if self._last is last and self._idle.is_set():
-                break
-        self._is_finished = True
-        await self._leave()
+                return
 
     @property
     def _is_all_there_is(self) -> bool:
         """Whether the broker sends nothing behind what was carried out, before that is acknowledged."""
-        if self._last is None:
+        if self._last is None or self._last.channel.is_closed:
             return False
         before = self._acknowledged
         first = before.tag if before is not None and before.channel is self._last.channel else 0
@@ -165,18 +172,18 @@ class Lane:
         """Acknowledge what was put off, in one go with the end of the subscription.
 
         A subscription that is cancelled lets the next one begin, so nothing of it may be on its way here. Something
-        may be unless the broker is waiting for us; then the channel is closed, and that goes back to the head.
+        may be unless the broker is waiting for us; then it goes back to the head as the channel is closed.
         """
-        last = self._last
-        if last is None or last.channel.is_closed:
-            return
-        is_all = self._is_all_there_is
-        if is_all:
+        if self._last is not None and self._is_all_there_is:
             with suppress(*BROKEN_LINK), lost_links_as_errors():
-                await last.channel.basic_cancel(last.consumer, nowait=True)
-        await self._acknowledge([last])
-        if not is_all and self._intake is not None:
-            await self._intake.pause(self.queue)
+                await self._last.channel.basic_cancel(self._last.consumer, nowait=True)
+        await self._acknowledge_last()
+        # Also where nothing was carried out: to who only stands by, the broker would send what it takes no more.
+        await self._intake.pause(self.queue)
+
+    async def _acknowledge_last(self) -> None:
+        if self._last is not None and self._last is not self._acknowledged:
+            await self._acknowledge([self._last])
 
     async def _while_more_arrive(self) -> None:
         """Let the reader go on while it has something at hand: the larger a batch, the less a message costs.
@@ -235,7 +242,7 @@ class Lane:
                 self.is_held = True
                 OUTAGES.labels(lane=self.queue).inc()
                 log.warning("batch_held", lane=self.queue, size=len(batch), error=reason(error))
-                if self._intake is not None and time.monotonic() - held_since > self._hold_seconds:
+                if time.monotonic() - held_since > self._hold_seconds:
                     raise _HeldTooLongError from error
                 await asyncio.sleep(random.uniform(pause / 2, pause))
                 pause = min(pause * 2, 0.5)
@@ -249,7 +256,6 @@ class Lane:
         It takes deliveries back from who keeps them for too long, closing the channel, and counts each time; here
         they are given back once, and taken again when the database stores something.
         """
-        assert self._intake is not None  # noqa: S101 - who has none holds on
         log.warning("intake_paused", lane=self.queue, seconds=self._hold_seconds)
         await self._intake.pause(self.queue)
         # What arrived is on its way again; a goodbye need not wait for it.
@@ -354,7 +360,6 @@ class Consumers:
         )
         self._subscribers: dict[str, RabbitSubscriber] = {}
         self._paused: set[str] = set()
-        self._is_stopping = False
 
     def subscribe(self, queue: str, take: Take, *, prefetch: int) -> None:
         """Have ``take`` called with each delivery of a queue that exists, on a channel of its own."""
@@ -367,11 +372,7 @@ class Consumers:
 
         # FastStream would run its whole pipeline per message (middlewares, context, dependency injection). A lane
         # needs none of it: deliveries go straight to it, while FastStream keeps connection, channel and subscription.
-        def take_until_stopped(delivery: DeliveredMessage) -> None:
-            if not self._is_stopping:
-                take(delivery)
-
-        subscriber.consume = deliveries.subscription(take_until_stopped)  # type: ignore[method-assign, assignment]
+        subscriber.consume = deliveries.subscription(take)  # type: ignore[method-assign, assignment]
         self._subscribers[queue] = subscriber
 
     async def start(self) -> None:
@@ -395,17 +396,12 @@ class Consumers:
                     await subscribed.channel.reopen()
         self._paused.discard(queue)
 
-    def stop_intake(self) -> None:
-        """Take nothing more; what was taken can still be settled."""
-        self._is_stopping = True
-
     async def stop(self) -> None:
         """Close channels and connection.
 
         Subscriptions stay until the channels are closed: then the broker puts what was not settled back to the head.
         A subscription that is cancelled before would let the next subscriber overtake that.
         """
-        self._is_stopping = True
         for subscriber in self._subscribers.values():
             subscriber._consumer_tag = None  # noqa: SLF001 - or FastStream cancels; tested in test_consumers
         connection = self._broker._connection  # noqa: SLF001 - tested in test_consumers

@@ -82,16 +82,20 @@ class LookupServer:
         self._newest: DeliveredMessage | None = None
         self._answering: asyncio.Task[None] | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._is_finished = False
 
     def take(self, delivery: DeliveredMessage) -> None:
         """Begin to answer a delivery. Nothing is awaited."""
+        if self._is_finished:
+            return
         self._newest = delivery
         self._arrived.append(_Asked(read_delivery(delivery), time.perf_counter()))
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer_what_arrives())
 
     async def finish(self) -> None:
-        """Return when every lookup taken so far is answered."""
+        """Take no more, and return when every lookup taken so far is answered."""
+        self._is_finished = True
         while self._answering is not None and not self._answering.done():
             await asyncio.wait([self._answering])
         while self._open:

@@ -101,7 +101,8 @@ class Gauntlet:
         await self._some_work()
 
     async def end_backends(self) -> None:
-        for _ in range(3):
+        # Often, because it shows only if a bot has sent more behind what was being stored.
+        for _ in range(10):
             async with self._locked("LOCK TABLE trades, bot_logs IN EXCLUSIVE MODE"):
                 await self._execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelPreconditionFailed
 from pamqp.common import FieldTable
 from pydantic import SecretStr
 
@@ -223,6 +224,41 @@ class TestSubscription:
             assert recorder.bodies == bodies[:_PREFETCH]
             assert [delivery.body.decode() for delivery in taken] == bodies[_PREFETCH:]
             assert not any(delivery.redelivered for delivery in taken)
+
+    async def test_that_stood_by_gets_nothing_once_it_has_ended(
+        self, lane: Lane, settings: Settings, channel: AbstractChannel
+    ) -> None:
+        stands_by = Consumers(settings)
+        waiting = Lane(
+            lane.queue, Recorder(), Publisher(settings), batch_size=10, prefetch=_PREFETCH, intake=stands_by
+        )
+        stands_by.subscribe(lane.queue, waiting.take, prefetch=_PREFETCH)
+        await stands_by.start()
+        await waiting.finish()
+        await lane.finish()
+        async with another(settings, lane) as taken:
+            await publish(channel, "a")
+
+            await until(lambda: bool(taken))
+            assert not taken[0].redelivered
+        await stands_by.stop()
+
+    async def test_ends_without_a_word_to_the_broker_about_what_is_acknowledged(
+        self, lane: Lane, consumers: Consumers, recorder: Recorder, channel: AbstractChannel
+    ) -> None:
+        await publish(channel, "a")
+        await until(lambda: bool(recorder.bodies))
+        await asyncio.sleep(0.1)
+        [subscriber] = consumers._subscribers.values()
+        assert subscriber._queue_obj is not None
+        underlay = await subscriber._queue_obj.channel.get_underlay_channel()
+
+        await lane.finish()
+
+        with suppress(Exception):
+            await underlay.closing
+        error = None if underlay.closing.cancelled() else underlay.closing.exception()
+        assert not isinstance(error, ChannelPreconditionFailed)
 
     async def test_ends_although_more_comes_all_the_time(
         self, lane: Lane, recorder: Recorder, channel: AbstractChannel

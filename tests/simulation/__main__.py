@@ -70,7 +70,11 @@ ONLY_HERE: Final = {
         {"service.relay": (("for row_id in each.ids)", "for row_id in each.ids[:0])"),)}, frozenset()
     ),
     "lets the next one begin with something on its way": Bug(
-        {"service.consumers": (("is_all = self._is_all_there_is\n", "is_all = True\n"),)}, frozenset()
+        {"service.consumers": (("self._last is not None and self._is_all_there_is:", "self._last is not None:"),)},
+        frozenset(),
+    ),
+    "acknowledges at its end what it has acknowledged": Bug(
+        {"service.consumers": ((" and self._last is not self._acknowledged:", ":"),)}, frozenset()
     ),
     "never takes again what it gave back": Bug(
         {

@@ -83,7 +83,7 @@ class FakeChannel:
         self._tag += 1
         self.unsettled[self._tag] = message
         self._on_their_way.append((self._tag, message))
-        self._world.loop.call_later(self._world.chance.choice((0, 0, 0.001, 0.01)), self._arrives)
+        self._world.loop.call_later(self._world.chance.choice((0, 0, 0.01, 0.1)), self._arrives)
 
     def _arrives(self) -> None:
         tag, message = self._on_their_way.popleft()
@@ -112,6 +112,7 @@ class FakeChannel:
         assert not wait
         if self.is_closed:
             raise ConnectionError("the channel is closed")
+        self._world.expect(tag in self.unsettled, f"{self._queue}: {tag} is acknowledged, and is not open")
         for settled in [each for each in self.unsettled if each <= tag]:
             self._world.settled(self.unsettled.pop(settled))
         self._world.wake_broker()
@@ -121,6 +122,7 @@ class FakeChannel:
         assert nowait
         self.is_cancelled = True
         self._world.wake_broker()
+        await self._world.pause()
 
     async def basic_nack(self, tag: int, *, requeue: bool) -> None:
         assert requeue
@@ -341,7 +343,7 @@ class World:
     async def _nemesis(self) -> None:
         while self.loop.time() < _HEAL_AT - 1:
             await asyncio.sleep(self.chance.choice((0.01, 0.1, 0.5, 2.0)))
-            deed = self.chance.randrange(7)
+            deed = self.chance.randrange(8)
             if deed == 0 and self._instances:
                 self._end(self.chance.choice(self._instances))
                 await self.pause()
@@ -354,7 +356,7 @@ class World:
                 self.database.trouble = self.chance.choice((0.0, 0.02, 0.2))
             elif deed == 4:
                 self.trouble = self.chance.choice((0.0, 0.05, 0.2))
-            elif deed == 5 and self._instances:
+            elif deed in (5, 6) and self._instances:
                 await self._finish(self.chance.choice(self._instances))
             elif len(self._instances) < 2:
                 self._start()
@@ -406,14 +408,14 @@ class World:
             if message.command == "set_user_active":
                 wanted[body["uid"]] += 1
             elif body["bot_id"] == UNKNOWN_BOT:
-                self._expect(tables.letters.get(message.id) == "not_found", f"{body} is in no dead letter")
-                self._expect(not said[body["message"]], f"{body} was refused and took effect")
+                self.expect(tables.letters.get(message.id) == "not_found", f"{body} is in no dead letter")
+                self.expect(not said[body["message"]], f"{body} was refused and took effect")
             else:
-                self._expect(said[body["message"]] == 1, f"{body} took effect {said[body['message']]} times")
-        self._expect(changed == wanted, f"users were changed {dict(changed)} times, asked {dict(wanted)}")
+                self.expect(said[body["message"]] == 1, f"{body} took effect {said[body['message']]} times")
+        self.expect(changed == wanted, f"users were changed {dict(changed)} times, asked {dict(wanted)}")
         for bot in self.sent:
             order = [int(row.message.split(":")[1]) for row in tables.logs if row.message.startswith(f"{bot}:")]
-            self._expect(order == sorted(order), f"{bot} out of order: {order}")
+            self.expect(order == sorted(order), f"{bot} out of order: {order}")
         self._check_events()
         self._check_answers()
 
@@ -430,7 +432,7 @@ class World:
             if event["type"] == "bot_log.saved"
             for change in event["changes"]
         )
-        self._expect(logs == Counter(row.log_id for row in tables.logs), "events of logs and logs differ")
+        self.expect(logs == Counter(row.log_id for row in tables.logs), "events of logs and logs differ")
         versions: defaultdict[int, list[int]] = defaultdict(list)
         for event in first.values():
             for change in event["changes"] if event["type"] == "user.password_changed" else ():
@@ -438,10 +440,10 @@ class World:
         wanted: defaultdict[int, list[int]] = defaultdict(list)
         for uid, version in tables.changes:
             wanted[uid].append(version)
-        self._expect(versions == wanted, f"events tell of versions {dict(versions)}, made were {dict(wanted)}")
+        self.expect(versions == wanted, f"events tell of versions {dict(versions)}, made were {dict(wanted)}")
         for kind, last in tables.streams.items():
             numbers = [number for of, number in tables.published if of == kind]
-            self._expect(numbers == list(range(1, last + 1)), f"{kind} is numbered {numbers}, the last is {last}")
+            self.expect(numbers == list(range(1, last + 1)), f"{kind} is numbered {numbers}, the last is {last}")
 
     def _check_answers(self) -> None:
         sent = {message.id: message for messages in self.sent.values() for message in messages}
@@ -450,11 +452,11 @@ class World:
             message = sent[answer.correlation_id or ""]
             body = json.loads(message.body)
             good = message.command == "set_user_active" or body["bot_id"] != UNKNOWN_BOT
-            self._expect(reply["ok"] == good, f"{body} was answered {reply}")
+            self.expect(reply["ok"] == good, f"{body} was answered {reply}")
             if message.command == "set_user_active" and reply.get("data") is not None:
-                self._expect(reply["data"]["uid"] == body["uid"], f"{body} was answered {reply}")
+                self.expect(reply["data"]["uid"] == body["uid"], f"{body} was answered {reply}")
 
-    def _expect(self, holds: bool, otherwise: str) -> None:
+    def expect(self, holds: bool, otherwise: str) -> None:
         if not holds:
             self._violations.append(otherwise)
 
