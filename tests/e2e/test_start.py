@@ -285,11 +285,13 @@ class TestMetrics:
         await client.call(trade)
         with pytest.raises(Refusal):
             await client.call(desk.trade(bot_id=2**31 - 1))
+        rejected = 'events_published_total{type="command.rejected"}'
+        await eventually(lambda: samples_with(service, rejected))  # so the symbol's own event is out as well
         await certified(service.redis_url)
         for _ in range(2):
             await client.lookup(GetSymbol(symbol=desk.symbol.symbol, cat_ex_id=desk.catalog.cat_ex_id))
 
-        samples = await eventually(lambda: samples_with(service, 'events_published_total{type="command.rejected"}'))
+        samples = await eventually(lambda: samples_with(service, rejected))
 
         expected = {
             'persistence_commands_total{command="record_trade",outcome="done"}': 1,

@@ -62,6 +62,10 @@ CREATE CONSTRAINT TRIGGER fail_at_commit AFTER INSERT ON trades DEFERRABLE INITI
     FOR EACH ROW WHEN (NEW.fee_currency IN ('ONCE', 'NEVER')) EXECUTE FUNCTION fail_at_commit();
 """
 _ENDING: Final = "the service is asked to end"
+_NEVER_THERE: Final = "never came by, with everything in flight"
+_TOO_LATE: Final = "died with nothing in flight"
+MISSES: Final = frozenset({_NEVER_THERE, _TOO_LATE})
+"""What says nothing about the code: the moment was not met."""
 DISTURBANCES: Final = ("nothing", "events are cut", "another relay leads", _ENDING)
 """What goes on meanwhile, since there are points that nobody comes by otherwise."""
 
@@ -282,14 +286,14 @@ class Range:
                 _expect(wrong, "exit code", 0, code)
             elif code != KILLED:
                 self.board.arm(None)
-                wrong.append("never came by, with everything in flight")
+                wrong.append(_NEVER_THERE)
             else:
-                self.killed[moment] += 1
                 try:
                     # The broker takes a moment to notice that its consumer has gone.
                     await eventually(self._in_flight, seconds=3, pause=0.01)
+                    self.killed[moment] += 1
                 except AssertionError:
-                    wrong.append("died with nothing in flight")
+                    wrong.append(_TOO_LATE)
             if code is not None:
                 await self._start()
         return wrong + await self._compare(shot)
