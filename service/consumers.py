@@ -152,6 +152,8 @@ class Lane:
         until = time.monotonic() + _LAST_SECONDS
         while True:
             await self._idle.wait()
+            if not self._idle.is_set():
+                continue  # something came before it was this one's turn
             last = self._last
             if self._is_all_there_is or time.monotonic() > until:
                 return
