@@ -114,10 +114,10 @@ _PAUSE_SECONDS = 0.3
 async def _timed(executor: Executor, asking: Asking, stage: Stage, size: int) -> dict[str, float]:
     """Milliseconds of each, in rounds: what a neighbour on the machine does for a moment is not all that is seen."""
     desk = stage.desks[0]
+    some = list(trades(stage.desks, _BATCH))
     batches = [
         [trade.model_copy(update={"ex_trade_id": f"{trade.ex_trade_id}-{size}-{batch}"}) for trade in some]
         for batch in range(_ROUNDS * _BATCHES)
-        for some in [list(trades(stage.desks, _BATCH))]
     ]
 
     async def insert() -> None:

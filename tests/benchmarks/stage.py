@@ -86,14 +86,14 @@ def trades(desks: Sequence[Desk], number: int) -> Iterator[RecordTrade]:
     """
     with TRADES_FILE.open() as file:
         rows = list(csv.DictReader(file))
-    times = [datetime.fromisoformat(row["timestamp"]) for row in rows]
+    first, last = (datetime.fromisoformat(rows[place]["timestamp"]) for place in (0, -1))
     for index, desk in zip(range(number), cycle(desks), strict=False):
         again, position = divmod(index, len(rows))
         row = rows[position]
         yield desk.trade(
             ex_trade_id=f"{again:05}-{row['ex_trade_id']}-{index}",
             **{name: row[name] for name in ("side", "price", "size")},
-            timestamp=times[position] + again * (times[-1] - times[0]),
+            timestamp=datetime.fromisoformat(row["timestamp"]) + again * (last - first),
         )
 
 
