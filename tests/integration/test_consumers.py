@@ -281,7 +281,7 @@ class TestSubscription:
 
 class TestDelivery:
     async def test_is_read_whatever_its_properties_hold(
-        self, consumers: Consumers, settings: Settings, channel: AbstractChannel
+        self, lane: Lane, settings: Settings, channel: AbstractChannel
     ) -> None:
         taken: list[DeliveredMessage] = []
         other = Consumers(settings)
@@ -312,7 +312,7 @@ class TestDelivery:
         assert recorder.bodies == ["first", "x" * size, "last"]
 
     async def test_to_others_in_the_process_goes_the_way_of_the_library(
-        self, consumers: Consumers, channel: AbstractChannel, settings: Settings
+        self, lane: Lane, channel: AbstractChannel, settings: Settings
     ) -> None:
         async with await aio_pika.connect(settings.rabbitmq_url.get_secret_value()) as connection:
             own = await connection.channel()
