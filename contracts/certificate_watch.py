@@ -167,7 +167,7 @@ def _hang_up(connection: Any) -> None:
 
     To `disconnect` it would take the stream away from under them.
     """
-    if (writer := connection._writer) is not None:  # noqa: SLF001 - tested in test_invalidator
+    if (writer := connection._writer) is not None:  # noqa: SLF001 - tested in test_certificate_watch
         writer.close()
 
 
