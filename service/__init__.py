@@ -12,9 +12,9 @@ from service.database import (
     dispose_engine,
     get_async_session,
     get_async_session_maker,
-    get_engine,
     init_db,
 )
+from service.engine import get_engine
 from service.library import (
     bulk_create_symbols,
     cache_warming_job,

@@ -28,13 +28,8 @@ from service.cache_audit import CacheAudit, CacheAuditor
 from service.config import Settings
 from service.consumers import Consumers
 from service.consumers import Lane as LaneConsumer
-from service.database import (
-    AutocommitSessions,
-    build_engine,
-    build_session_maker,
-    encoding_of,
-    what_a_power_cut_would_take,
-)
+from service.database import AutocommitSessions, build_session_maker
+from service.engine import build_engine, encoding_of, what_a_power_cut_would_take
 from service.errors import advice, reason
 from service.executor import Executor
 from service.health import Health

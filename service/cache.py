@@ -30,6 +30,7 @@ from contracts.leased_cache import LeasedCache, connect
 from contracts.symbol import SymbolView
 from service.base import Base
 from service.config import LibrarySettings
+from service.engine import get_engine
 from service.models import CatExchange, Exchange, Symbol
 from service.observability import count_cache_request
 from service.outbox import pending_stale_keys, stale_keys
@@ -154,9 +155,7 @@ class CacheManager:
 
     async def invalidate_symbol_caches(self, exchange_id: int) -> None:
         """Remove what is cached about the symbols of a catalog exchange. Changes do so by themselves."""
-        from service.database import get_async_session  # noqa: PLC0415 - whose sessions read through this cache
-
-        async with get_async_session() as session:
+        async with AsyncSession(get_engine()) as session:
             listed = await session.execute(select(Symbol.id, Symbol.symbol).where(Symbol.exchange_id == exchange_id))
             await self.invalidate(
                 [
@@ -176,9 +175,7 @@ class CacheManager:
 
     async def invalidate_exchange_caches(self, uid: int) -> None:
         """Remove what is cached about the accounts of a user. Changes do so by themselves."""
-        from service.database import get_async_session  # noqa: PLC0415 - whose sessions read through this cache
-
-        async with get_async_session() as session:
+        async with AsyncSession(get_engine()) as session:
             accounts = await session.scalars(select(Exchange.ex_id).where(Exchange.uid == uid))
             await self.invalidate(
                 [

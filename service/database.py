@@ -1,4 +1,4 @@
-"""Engine, sessions, and the transaction they stand for."""
+"""Sessions, and the transaction they stand for."""
 
 import asyncio
 import time
@@ -8,78 +8,22 @@ from functools import lru_cache
 from typing import Final
 
 from redis.asyncio import Redis
-from sqlalchemy import URL, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from service import connections
 from service.cache import CachingSession
 from service.config import LibrarySettings
+from service.engine import build_engine, database_url, get_engine
 from service.vault import Vault, with_vault
 
 SessionMaker = async_sessionmaker[AsyncSession]
 
 _REDIS: Final = "redis"
-_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
-
-
-def database_url(settings: LibrarySettings) -> URL:
-    """Where the database is, with the asyncpg driver."""
-    return make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
 
 
 def create_database_url() -> URL:
     """Where the database of this environment is: ``DATABASE_URL``, or the ``DB_*`` it is given in."""
     return database_url(LibrarySettings.read())
-
-
-def build_engine(settings: LibrarySettings, *, application_name: str = "persistence") -> AsyncEngine:
-    """A pooled engine whose every wait has an end.
-
-    The caller disposes of it.
-    """
-    engine = create_async_engine(
-        database_url(settings),
-        pool_size=settings.db_pool_size,
-        max_overflow=settings.db_pool_max_overflow,
-        pool_recycle=settings.db_pool_recycle,
-        pool_timeout=settings.db_pool_timeout,
-        # The same few again and again: they have their statements prepared and planned.
-        pool_use_lifo=True,
-        # Parameters of a failing statement would put users' data into logs.
-        hide_parameters=True,
-        connect_args={
-            "timeout": settings.db_connect_timeout,
-            "command_timeout": settings.db_command_timeout,
-            "server_settings": {
-                "application_name": application_name,
-                "jit": "off",
-                "timezone": "UTC",
-                "statement_timeout": str(round(settings.db_command_timeout * 2_000)),
-                "idle_in_transaction_session_timeout": "10000",
-                "lock_timeout": "4000",
-                "tcp_keepalives_idle": "5",
-                "tcp_keepalives_interval": "2",
-                "tcp_keepalives_count": "3",
-                "tcp_user_timeout": "10000",
-                "client_connection_check_interval": "2000",
-            },
-        },
-    )
-    connections.watch(engine, ping_after_rest=settings.db_pool_pre_ping)
-    return engine
-
-
-async def what_a_power_cut_would_take(engine: AsyncEngine) -> list[str]:
-    """Settings of the server with which it may lose what it said was committed; none with those it comes with."""
-    async with engine.connect() as connection:
-        values = {name: await connection.scalar(text(f"SHOW {name}")) for name in _DURABLE}
-    return [f"{name} = {value}" for name, value in values.items() if value == "off"]
-
-
-async def encoding_of(engine: AsyncEngine) -> str:
-    """How the database stores text; one that is not UTF8 takes some good messages for bad ones."""
-    async with engine.connect() as connection:
-        return str(await connection.scalar(text("SHOW server_encoding")))
 
 
 async def current_snapshot(session: AsyncSession) -> str:
@@ -159,12 +103,6 @@ def with_redis(redis: Redis | None) -> dict[str, object]:
 
 
 @lru_cache(maxsize=1)
-def get_engine() -> AsyncEngine:
-    """The engine of this process, made from the environment at the first call."""
-    return build_engine(LibrarySettings.read())
-
-
-@lru_cache(maxsize=1)
 def get_async_session_maker() -> SessionMaker:
     """Makes sessions on `get_engine`, whose repositories read through the cache where the manual says so."""
     vault = Vault.of(LibrarySettings.read())
@@ -193,7 +131,7 @@ async def dispose_engine() -> None:
 
 async def init_db() -> None:
     """Bring the database to the tables that this version needs; what is there already stays."""
-    from service import schema  # noqa: PLC0415 - it is built on this module, and needs Alembic
+    from service import schema  # noqa: PLC0415 - Alembic, for the few who need it
 
     await schema.migrate(LibrarySettings.read())
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service.config import LibrarySettings
-from service.database import database_url
+from service.engine import database_url
 
 # One number for all instances that might migrate the same database at the same time.
 _ADVISORY_LOCK = 7_205_759_403_792_794

@@ -20,7 +20,8 @@ from contracts.leased_cache import connect
 from deploy.servers import Servers
 from service import schema
 from service.config import Settings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from tests.fresh import environment, execute, fresh_database, fresh_vhost, with_path
 from tests.nursery import Child, Nursery
 from tests.servers import running_for_tests

@@ -17,8 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from contracts import heartbeat
 from tests.faults import points
 
+_BEAT_SECONDS: Final = 0.05
+"""How often a service with points beats: so that beats come while there is something in flight."""
 _SET_PARENT_DEATH_SIGNAL: Final = 1
 
 
@@ -27,6 +30,7 @@ def main() -> None:
     with_points = "--with-points" in sys.argv
     if with_points:
         points.install()
+        vars(heartbeat)["HEARTBEAT_SECONDS"] = _BEAT_SECONDS
     importlib.import_module("service.cli")  # after the points are installed
     gc.freeze()
     _answer({"points": len(points.find()) if with_points else 0})

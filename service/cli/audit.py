@@ -18,7 +18,8 @@ from contracts.amqp import Link
 from service.app import StartError
 from service.audit import CANNOT_SEE, Audit, Finding, Result, listen, queues
 from service.config import Settings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.errors import advice, reason
 from service.history import Progress
 

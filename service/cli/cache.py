@@ -24,7 +24,8 @@ from service import jobs
 from service.cache_audit import CacheAudit, question_of
 from service.cli.jobs import in_words
 from service.config import LibrarySettings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.lookup_server import LookupServer
 from service.outbox import record
 from service.publisher import Publisher

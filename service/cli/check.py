@@ -14,7 +14,7 @@ from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES
 from contracts.leased_cache import connect
 from service import schema
 from service.config import Settings
-from service.database import build_engine
+from service.engine import build_engine
 from service.errors import reason
 from service.lookups import ANSWERS
 

@@ -21,7 +21,8 @@ from contracts.topology import COMMANDS
 from service import dead_letters
 from service.app import StartError
 from service.config import Settings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.errors import advice, reason, sqlstate
 from service.executor import REPLAY_HEADER
 from service.models import DeadLetter

@@ -19,7 +19,8 @@ from contracts.certificate_watch import UncertifiedError
 from service import jobs
 from service.app import StartError
 from service.config import LibrarySettings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.errors import advice, reason
 from service.jobs.cleanup import would_remove
 from service.models import JobRun

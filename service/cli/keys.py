@@ -17,7 +17,8 @@ from rich.console import Console
 from contracts.errors import Refusal
 from contracts.sealing import new_key_pair
 from service.config import Settings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.errors import reason
 from service.unit_of_work import UnitOfWork
 from service.vault import Vault

@@ -11,7 +11,8 @@ from contracts.cancellation import end
 from contracts.certificate_watch import CertificateWatch
 from contracts.leased_cache import LeasedCache, connect
 from service.config import LibrarySettings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.jobs.cleanup import announcement, clean_up, retention
 from service.jobs.partitions import make_partitions
 from service.jobs.scheduler import Busy, Daily, Every, Job, Run, Scheduler

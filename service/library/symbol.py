@@ -13,7 +13,8 @@ from contracts.cache_store import REDIS_AWAY
 from contracts.errors import ErrorCode, Refusal
 from contracts.symbol import SymbolFields, SymbolView
 from service.cache import cache_manager, detached
-from service.database import build_session_maker, get_async_session, get_engine
+from service.database import build_session_maker, get_async_session
+from service.engine import get_engine
 from service.errors import is_transient
 from service.jobs.warming import warm_catalog
 from service.models import Symbol

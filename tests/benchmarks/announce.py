@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from contracts import RecordTrade, TradeView
 from contracts.topology import EVENTS
 from deploy.servers import Servers
-from service.database import build_engine
+from service.engine import build_engine
 from tests.benchmarks.stage import Stage, a_channel, a_process, a_stage, publish, trades
 from tests.benchmarks.talk import a_service
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from contracts import RecordTrade, TradeRecorded
 from service.config import Settings
-from service.database import build_engine
+from service.engine import build_engine
 from service.outbox import record
 from tests.benchmarks.manual_pattern import is_new
 from tests.benchmarks.manual_pattern import record_trade as store

@@ -11,7 +11,8 @@ import asyncpg
 
 from contracts import GetLastBotLog, GetTradesPaginated, GetUserTradingStats
 from deploy.servers import Servers
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.executor import Executor
 from tests.benchmarks.stage import Stage, a_stage, trades
 from tests.builders import Asking, received

@@ -32,7 +32,7 @@ from contracts import (
 )
 from contracts.topology import Lane
 from service.config import Settings
-from service.database import build_engine
+from service.engine import build_engine
 from service.inbox import payload_hash
 from service.models import BotLog, Exchange, InboxMessage, Order, Trade
 from service.outbox import record

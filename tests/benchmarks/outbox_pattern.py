@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from contracts import TradeRecorded
 from contracts.topology import EVENTS
 from service.config import Settings
-from service.database import build_engine
+from service.engine import build_engine
 
 QUEUE = "events"
 _EXCHANGE = RabbitExchange(EVENTS.name, type=ExchangeType.TOPIC, durable=True)

@@ -3,7 +3,8 @@
 import uvloop
 
 from service.config import Settings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.publisher import Publisher
 from service.relay import Relay
 

@@ -26,7 +26,8 @@ from contracts.topology import COMMANDS
 from deploy.servers import Servers
 from service import schema, topology
 from service.config import Settings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.executor import Executor
 from tests.builders import Desk, Direct, a_desk
 from tests.fresh import environment, execute, fresh_database, fresh_vhost

@@ -19,7 +19,8 @@ from contracts import cache_keys
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import connect
 from deploy.servers import Servers
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.publisher import Publisher
 from service.relay import Relay
 from tests.benchmarks.stage import Stage, a_stage

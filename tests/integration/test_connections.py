@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from service import connections
 from service.config import LibrarySettings
 from service.connections import invalidated_connections
-from service.database import AutocommitSessions, SessionMaker, build_engine, build_session_maker
+from service.database import AutocommitSessions, SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.errors import is_transient
 from tests.e2e.wire import rows
 from tests.faults.links import Link

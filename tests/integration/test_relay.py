@@ -21,7 +21,8 @@ from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from contracts.topology import EVENTS, HEARTBEATS
 from service import topology
 from service.config import Settings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.executor import Executor
 from service.models import OutboxEvent, PublishedEvent
 from service.publisher import InFlight, Publisher

@@ -79,7 +79,8 @@ from service import (
 )
 from service.base import Base
 from service.config import LibrarySettings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.errors import constraint_of, is_transient, reason, refusal_for
 from service.executor import Executor
 from service.lookup_server import LookupServer

@@ -34,7 +34,8 @@ from contracts.certificate import name_of
 from deploy.servers import Servers
 from service import cli, dispose_engine, get_engine, schema
 from service.config import LibrarySettings, Settings
-from service.database import SessionMaker, build_engine, build_session_maker
+from service.database import SessionMaker, build_session_maker
+from service.engine import build_engine
 from service.executor import Executor
 from service.health import Health
 from service.http import HttpServer

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from service import schema
 from service.base import Base, is_partition
 from service.config import Settings
-from service.database import build_engine, build_session_maker
+from service.database import build_session_maker
+from service.engine import build_engine
 from service.executor import Executor
 from tests.builders import Direct, a_desk, received
 
