@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -42,6 +42,8 @@ from tests.nursery import Nursery
 _REPLIES: Final = "crash-replies"
 _PRODUCER: Final = str(new_message_id())
 _SECONDS_TO_DIE: Final = 10.0
+_SECONDS_AFTERWARDS: Final = 2.0
+"""How long a service that is through with everything may still come by its moment."""
 
 # A trade whose fee is in one of these currencies fails at the commit: once per shot, or until it is forgiven.
 _TRIGGER: Final = """
@@ -281,7 +283,7 @@ class Range:
         if disturbance == _ENDING:
             self.service.child.terminate()
         if moment is not None or disturbance == _ENDING:
-            code = await self.service.end(seconds=_SECONDS_TO_DIE)
+            code = await self._end_of_victim(shot)
             if moment is None:
                 _expect(wrong, "exit code", 0, code)
             elif code != KILLED:
@@ -297,6 +299,15 @@ class Range:
             if code is not None:
                 await self._start()
         return wrong + await self._compare(shot)
+
+    async def _end_of_victim(self, shot: Shot) -> int | None:
+        """Its exit code, or None if it lives on with everything done."""
+        with suppress(AssertionError):  # it has not even done everything
+            await eventually(partial(self._has_ended_or_done, shot), seconds=_SECONDS_TO_DIE, pause=0.1)
+        return await self.service.end(seconds=_SECONDS_AFTERWARDS)
+
+    async def _has_ended_or_done(self, shot: Shot) -> bool:
+        return self.service.has_ended or await self._is_done(shot)
 
     async def _publish(self, messages: Iterable[Message]) -> None:
         exchange = await self._channel.get_exchange(COMMANDS.name, ensure=False)

@@ -13,7 +13,7 @@ from tests.faults.points import Moment
 ALL = os.environ.get("CRASH_POINTS") == "all"
 SHARE = 8
 """How many of the moments are tried when not all are, spread over the way."""
-TRIES = 4
+TRIES = 12
 """How often a workload is sent to come by a moment: what meets where depends on what arrives when."""
 
 
