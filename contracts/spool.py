@@ -172,11 +172,14 @@ class Spool:
             )
         may_be_dropped = command.lane is Lane.BOT_LOGS
         row = (str(message_id), command.wire_name, body, json.dumps(dict(headers or {})), may_be_dropped)
-        # Shielded: once begun it is either on disk or raises, also if the caller is cancelled.
-        await asyncio.shield(self._in_thread(self._insert, row))
+        # Once begun it is either on disk and sent, or raises, also if the caller is cancelled.
+        await asyncio.shield(asyncio.create_task(self._keep(row), name="spool put"))
+        return message_id
+
+    async def _keep(self, row: tuple[Any, ...]) -> None:
+        await self._in_thread(self._insert, row)
         self._empty.clear()
         self._news.set()
-        return message_id
 
     async def flush(self) -> None:
         """Return when the broker has everything that was put here; raises `SpoolFailed` if it never will."""

@@ -390,12 +390,22 @@ class Consumers:
                     await subscribed.channel.close()
 
     async def resume(self, queue: str) -> None:
-        """Open it again, with its subscription."""
-        subscribed = self._subscribers[queue]._queue_obj  # noqa: SLF001 - tested in test_consumers
+        """Open it again, with its subscription; raises one of `BROKEN_LINK` if it stays closed."""
+        subscriber = self._subscribers[queue]
+        subscribed = subscriber._queue_obj  # noqa: SLF001 - tested in test_outages
         if subscribed is not None:
-            with lost_links_as_errors():
-                async with asyncio.timeout(5):
-                    await subscribed.channel.reopen()
+            try:
+                with lost_links_as_errors():
+                    async with asyncio.timeout(5):
+                        # Not `reopen`: the client library opens channels too once a lost link is back, and on two
+                        # channels of one lane the later one would settle what the earlier one delivered.
+                        subscribed.channel._close_called = False  # type: ignore[attr-defined]  # noqa: SLF001
+                        await subscribed.channel.restore()  # type: ignore[attr-defined]
+                if not await _is_subscribed(subscriber):
+                    raise ConnectionError("the broker is away")
+            except BROKEN_LINK:
+                await self.pause(queue)  # or the library opens it when nobody looks
+                raise
         self._paused.discard(queue)
 
     async def stop(self) -> None:

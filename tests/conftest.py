@@ -9,19 +9,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import aio_pika
 import hypothesis
 import pytest
 import structlog
+from aio_pika.abc import AbstractQueue
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from contracts.amqp import Link
 from contracts.client import PersistenceClient
 from contracts.leased_cache import connect
+from contracts.topology import EVENTS
 from deploy.servers import Servers
-from service import schema
+from service import schema, topology
 from service.config import Settings
 from service.database import SessionMaker, build_session_maker
 from service.engine import build_engine
+from service.executor import Executor
+from service.publisher import Publisher
+from tests.builders import Desk, Direct, a_desk
 from tests.fresh import environment, execute, fresh_database, fresh_vhost, with_path
 from tests.nursery import Child, Nursery
 from tests.servers import running_for_tests
@@ -131,6 +138,46 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 def sessions(engine: AsyncEngine) -> SessionMaker:
     """Sessions on this test's database."""
     return build_session_maker(engine)
+
+
+@pytest.fixture
+def executor(sessions: SessionMaker) -> Executor:
+    """Carries out what is given to it, without a broker."""
+    return Executor(sessions)
+
+
+@pytest.fixture
+def direct(executor: Executor) -> Direct:
+    """Has commands carried out, and gives their answers."""
+    return Direct(executor)
+
+
+@pytest.fixture
+async def desk(direct: Direct) -> Desk:
+    """A market that was set up by messages."""
+    return await a_desk(direct)
+
+
+@pytest.fixture
+async def publisher(settings: Settings) -> AsyncIterator[Publisher]:
+    """Publishes to the service's exchanges, which are there."""
+    link = Link(settings.rabbitmq_url.get_secret_value(), name="test", setup=topology.declare)
+    await link.channel()
+    await link.close()
+    publisher = Publisher(settings)
+    yield publisher
+    await publisher.close()
+
+
+@pytest.fixture
+async def subscriber(settings: Settings, publisher: Publisher) -> AsyncIterator[AbstractQueue]:
+    """A queue that gets every event."""
+    connection = await aio_pika.connect(settings.rabbitmq_url.get_secret_value())
+    channel = await connection.channel()
+    queue = await channel.declare_queue("test.events", durable=True)
+    await queue.bind(EVENTS.name, "#")
+    yield queue
+    await connection.close()
 
 
 @dataclass

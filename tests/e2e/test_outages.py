@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -51,31 +51,40 @@ def migrated_template(servers: Servers) -> str:
     return "migrated"
 
 
+async def kill_broker(servers: Servers) -> None:
+    url = servers.rabbitmq_management_url
+    assert url is not None
+
+    async def process() -> int:
+        [node] = await management(url, "nodes")
+        return int(node.get("os_pid", 0))
+
+    # The broker collects what it says of itself every few seconds.
+    os.kill(await eventually(process), signal.SIGKILL)
+
+
+async def kill_database(servers: Servers) -> None:
+    """End it as a crash does: at once, and every connection with it; the next start recovers from its log."""
+    connection = await asyncpg.connect(servers.database_url)
+    try:
+        postmaster = str(await connection.fetchval("SELECT pg_read_file('postmaster.pid')"))
+    finally:
+        await connection.close()
+    os.kill(int(postmaster.split(maxsplit=1)[0]), signal.SIGQUIT)
+
+
 class TestARestart:
     """Of a server that was killed without a warning, under load."""
 
-    async def test_of_the_broker_loses_nothing_and_doubles_nothing(
-        self, servers: Servers, start_service: StartService
+    @pytest.mark.parametrize("kill", [kill_broker, kill_database])
+    async def test_loses_nothing_and_doubles_nothing(
+        self, servers: Servers, start_service: StartService, kill: Callable[[Servers], Awaitable[None]]
     ) -> None:
         service = await start_service()
         async with Run.of(service) as run:
             async with Load(run, bots=8, pause=0.005) as load:
                 await eventually(lambda: stored_are(service.database_url, 300))
-                await kill_broker(servers)
-                before = len(load.confirmed)
-                await eventually(lambda: confirmed(load, before + 300), seconds=60)
-
-            await becomes_ready(service)
-            await run.has_exactly(load.confirmed, service=service, seconds=30)
-
-    async def test_of_the_database_loses_nothing_and_doubles_nothing(
-        self, servers: Servers, start_service: StartService
-    ) -> None:
-        service = await start_service()
-        async with Run.of(service) as run:
-            async with Load(run, bots=8, pause=0.005) as load:
-                await eventually(lambda: stored_are(service.database_url, 300))
-                await kill_database(servers)
+                await kill(servers)
                 before = len(load.confirmed)
                 await eventually(lambda: confirmed(load, before + 300), seconds=60)
 
@@ -156,6 +165,39 @@ class TestAnAbsentDatabase:
                 await run.has_exactly([*before, *trades], service=service, repeated=0)
                 stored_order = [row.ex_trade_id for row in await stored(service.database_url, run.desk)]
                 assert stored_order == [trade.ex_trade_id for trade in (*before, *trades)]
+
+    async def test_that_ends_before_one_of_the_broker_leaves_a_lane_one_channel(
+        self, start_service: StartService, settings: Settings
+    ) -> None:
+        database = Proxy(settings.database_url.get_secret_value())
+        broker = Proxy(settings.rabbitmq_url.get_secret_value())
+        async with database, broker:
+            urls = {"DATABASE_URL": database.url, "RABBITMQ_URL": broker.url}
+            service = await start_service(**urls, OUTAGE_HOLD="1", RABBITMQ_PREFETCH="100")
+            service.database_url = settings.database_url.get_secret_value()
+            async with Run.of(service) as run:
+                trades = []
+
+                async def send_ten_into_an_outage() -> None:
+                    await database.shut()
+                    for _ in range(10):
+                        trades.append(run.desk.trade())
+                        await run.client.publish(trades[-1])
+                    await eventually(lambda: holds(service.rabbitmq_url, Lane.TRADING.queue, 10), seconds=20)
+
+                await send_ten_into_an_outage()
+                await broker.shut()
+                await database.open()
+                await eventually(lambda: has_said(service, "intake_not_resumed"), seconds=20)
+                await broker.open()
+                await becomes_ready(service)
+                await eventually(lambda: stored_are(service.database_url, 10))
+
+                # What a second channel had delivered would be nobody's now, and settled by what comes later.
+                await send_ten_into_an_outage()
+                await database.open()
+                await becomes_ready(service)
+                await run.has_exactly(trades, service=service, repeated=0)
 
 
 class TestAnAbsentCache:
@@ -243,6 +285,10 @@ async def becomes_ready(service: RunningService) -> None:
     assert service.process.returncode is None
 
 
+async def has_said(service: RunningService, event: str) -> bool:
+    return f'"{event}"' in service.log.read_text()
+
+
 async def is_ready(service: RunningService) -> bool:
     return await ready(service.http) == READY
 
@@ -263,25 +309,3 @@ async def hits(service: RunningService) -> float:
     _, metrics = await http(f"{service.http}/metrics")
     found = re.findall(r'cache_requests_total{.*result="hit"} (.+)', metrics)
     return sum(map(float, found))
-
-
-async def kill_broker(servers: Servers) -> None:
-    url = servers.rabbitmq_management_url
-    assert url is not None
-
-    async def process() -> int:
-        [node] = await management(url, "nodes")
-        return int(node.get("os_pid", 0))
-
-    # The broker collects what it says of itself every few seconds.
-    os.kill(await eventually(process), signal.SIGKILL)
-
-
-async def kill_database(servers: Servers) -> None:
-    """End it as a crash does: at once, and every connection with it; the next start recovers from its log."""
-    connection = await asyncpg.connect(servers.database_url)
-    try:
-        postmaster = str(await connection.fetchval("SELECT pg_read_file('postmaster.pid')"))
-    finally:
-        await connection.close()
-    os.kill(int(postmaster.split(maxsplit=1)[0]), signal.SIGQUIT)

@@ -156,11 +156,12 @@ class Checker:
 
     @cached_property
     def _distinct(self) -> dict[str, list[dict[str, Any]]]:
-        """What each subscriber heard, without repetitions."""
-        return {
-            who: list({event["event_id"]: event for event in reversed(heard)}.values())[::-1]
-            for who, heard in self._evidence.heard.items()
-        }
+        """What each subscriber heard, in the order in which it came first, without repetitions."""
+        distinct: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        for who, heard in self._evidence.heard.items():
+            for event in heard:
+                distinct[who].setdefault(event["event_id"], event)
+        return {who: list(events.values()) for who, events in distinct.items()}
 
     def _fail(self, invariant: str, what: str, *, message_id: str = "", key: str = "") -> None:
         shown = sum(violation.invariant == invariant for violation in self.violations)

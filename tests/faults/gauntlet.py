@@ -101,14 +101,15 @@ class Gauntlet:
         await self._some_work()
 
     async def end_backends(self) -> None:
-        # Often, because it shows only if a bot has sent more behind what was being stored.
-        for _ in range(10):
+        # Each time anew behind some work: bots that wait for answers send nothing, and what is only given back and
+        # given back again comes round to its old order.
+        for _ in range(5):
             async with self._locked("LOCK TABLE trades, bot_logs IN EXCLUSIVE MODE"):
                 await self._execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE application_name = 'persistence' AND wait_event_type = 'Lock'"
                 )
-        await self._some_work()
+            await self._some_work()
 
     async def lose_confirms(self) -> None:
         for _ in range(2):

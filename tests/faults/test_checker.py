@@ -77,6 +77,14 @@ def test_a_good_run_is_good() -> None:
     assert checker.compared["I8"] == 8
 
 
+@pytest.mark.parametrize(("order", "broken"), [("aba", set()), ("bab", {"I6"}), ("ba", {"I6"})])
+def test_events_count_when_they_come_first(order: str, broken: set[str]) -> None:
+    events = {"a": announced(1, "a", 2), "b": announced(2, "b", 3)}
+    heard = [events[each] for each in order]
+
+    assert Checker(replace(evidence(), heard={"steady": heard, "flaky": heard})).broken == broken
+
+
 @pytest.mark.parametrize(
     ("bad", "why"),
     [

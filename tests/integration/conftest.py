@@ -7,9 +7,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.database import SessionMaker, build_session_maker
-from service.executor import Executor
 from service.vault import Vault
-from tests.builders import Asking, Desk, Direct, a_desk, a_vault
+from tests.builders import Asking, a_vault
 
 
 @pytest.fixture
@@ -24,23 +23,8 @@ def sessions(engine: AsyncEngine, vault: Vault) -> SessionMaker:
 
 
 @pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-def direct(executor: Executor) -> Direct:
-    return Direct(executor)
-
-
-@pytest.fixture
 def asking(sessions: SessionMaker) -> Asking:
     return Asking(sessions)
-
-
-@pytest.fixture
-async def desk(direct: Direct) -> Desk:
-    return await a_desk(direct)
 
 
 @pytest.fixture

@@ -63,13 +63,6 @@ async def consumers(settings: Settings) -> AsyncIterator[Consumers]:
 
 
 @pytest.fixture
-async def publisher(settings: Settings) -> AsyncIterator[Publisher]:
-    publisher = Publisher(settings)
-    yield publisher
-    await publisher.close()
-
-
-@pytest.fixture
 def serve(sessions: SessionMaker, cache: Counting, consumers: Consumers, publisher: Publisher) -> Serve:
     """Starts to answer lookups."""
 

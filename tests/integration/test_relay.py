@@ -3,23 +3,19 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from pydantic import SecretStr
 from sqlalchemy import func, select, text
 
 from contracts import RemoveExchangeFromBot, SaveBotLog, SymbolUpdates, UpdateSymbol
-from contracts.amqp import Link
 from contracts.base import Command
 from contracts.heartbeat import HEARTBEAT_SECONDS, Heartbeat
-from contracts.topology import EVENTS, HEARTBEATS
-from service import topology
+from contracts.topology import HEARTBEATS
 from service.config import Settings
 from service.database import SessionMaker, build_session_maker
 from service.engine import build_engine
@@ -27,7 +23,7 @@ from service.executor import Executor
 from service.models import OutboxEvent, PublishedEvent
 from service.publisher import InFlight, Publisher
 from service.relay import Relay
-from tests.builders import Desk, Direct, a_desk, received
+from tests.builders import Desk, received
 from tests.fresh import a_plain_login, execute
 
 _REFUSED_ONCE = """
@@ -42,27 +38,6 @@ CREATE TRIGGER refuse BEFORE INSERT ON event_streams FOR EACH STATEMENT EXECUTE 
 
 
 @pytest.fixture
-async def publisher(settings: Settings) -> AsyncIterator[Publisher]:
-    link = Link(settings.rabbitmq_url.get_secret_value(), name="test", setup=topology.declare)
-    await link.channel()
-    await link.close()
-    publisher = Publisher(settings)
-    yield publisher
-    await publisher.close()
-
-
-@pytest.fixture
-async def subscriber(settings: Settings, publisher: Publisher) -> AsyncIterator[AbstractQueue]:
-    """A queue that gets every event."""
-    connection = await aio_pika.connect(settings.rabbitmq_url.get_secret_value())
-    channel = await connection.channel()
-    queue = await channel.declare_queue("test.events", durable=True)
-    await queue.bind(EVENTS.name, "#")
-    yield queue
-    await connection.close()
-
-
-@pytest.fixture
 async def listener(subscriber: AbstractQueue) -> AbstractQueue:
     """The same queue, which gets the heartbeats as well."""
     await subscriber.bind(HEARTBEATS.name)
@@ -72,11 +47,6 @@ async def listener(subscriber: AbstractQueue) -> AbstractQueue:
 @pytest.fixture
 def relay(sessions: SessionMaker, publisher: Publisher, settings: Settings) -> Relay:
     return Relay(sessions, publisher, settings)
-
-
-@pytest.fixture
-async def desk(sessions: SessionMaker) -> Desk:
-    return await a_desk(Direct(Executor(sessions)))
 
 
 async def received_by(queue: AbstractQueue, number: int) -> list[dict[str, Any]]:

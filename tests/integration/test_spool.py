@@ -122,6 +122,22 @@ class TestSpool:
 
         assert [message.message_id for message in await sent(channel)] == [str(each) for each in ids]
 
+    async def test_sends_what_was_put_by_who_was_cancelled(
+        self, client: PersistenceClient, channel: AbstractChannel, tmp_path: Path
+    ) -> None:
+        async with Spool(client, tmp_path / "spool") as spool:
+            put = asyncio.create_task(spool.put(a_trade(1)))
+            await asyncio.sleep(0)
+            put.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await put
+            await spool.waiting()  # behind what had begun
+            async with asyncio.timeout(20):
+                await spool.flush()
+            assert await spool.waiting() == 0
+
+        assert len(await sent(channel)) == 1
+
     async def test_sends_again_the_same_bytes_under_the_same_ids_when_confirms_are_lost(
         self, url: str, channel: AbstractChannel, tmp_path: Path
     ) -> None:

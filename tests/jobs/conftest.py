@@ -8,21 +8,9 @@ import asyncpg
 import pytest
 
 from service.database import SessionMaker
-from service.executor import Executor
 from service.jobs.scheduler import Every, Job, Run, Scheduler
-from tests.builders import Desk, Direct, a_desk
 
 Work = Callable[[Run], Awaitable[None]]
-
-
-@pytest.fixture
-def direct(sessions: SessionMaker) -> Direct:
-    return Direct(Executor(sessions))
-
-
-@pytest.fixture
-async def desk(direct: Direct) -> Desk:
-    return await a_desk(direct)
 
 
 @pytest.fixture

@@ -44,13 +44,12 @@ from service import (
 from service.base import Base
 from service.config import LibrarySettings
 from service.database import SessionMaker, build_session_maker
-from service.executor import Executor
 from service.lookup_server import LookupServer
 from service.models import OutboxEvent, Simulation
 from service.publisher import Publisher
 from service.repositories import AccountRepository, TickRepository
 from service.vault import Vault
-from tests.builders import Desk, Direct, a_desk, certify
+from tests.builders import certify
 from tests.fresh import execute, with_path
 from tests.manual.record import Claims, Table
 
@@ -242,22 +241,6 @@ async def furnished(market: Market) -> Furnished:
 def sessions(library: None) -> SessionMaker:
     """Sessions on the database of this test, as the service has them."""
     return build_session_maker(get_engine(), Vault.of(LibrarySettings.read()))
-
-
-@pytest.fixture
-def executor(sessions: SessionMaker) -> Executor:
-    return Executor(sessions)
-
-
-@pytest.fixture
-def direct(executor: Executor) -> Direct:
-    return Direct(executor)
-
-
-@pytest.fixture
-async def desk(direct: Direct) -> Desk:
-    """A market that was set up by messages."""
-    return await a_desk(direct)
 
 
 def relied_on_cache(redis: Redis) -> LeasedCache:

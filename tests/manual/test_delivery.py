@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -29,11 +29,9 @@ from contracts import (
     UserUpdates,
     cache_keys,
 )
-from contracts.amqp import Link
 from contracts.invalidator import CacheInvalidator
 from contracts.leased_cache import LeasedCache, connect
-from contracts.topology import EVENTS
-from service import SymbolRepository, Trade, topology
+from service import SymbolRepository, Trade
 from service.base import Base
 from service.config import Settings
 from service.database import SessionMaker
@@ -53,42 +51,21 @@ async def count(sessions: SessionMaker, model: type[Base]) -> int:
 
 
 @pytest.fixture
-def broker(rabbitmq_url: str, library: None, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(rabbitmq_url: str, library: None, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a service with a virtual host of its own."""
     monkeypatch.setenv("RABBITMQ_URL", rabbitmq_url)
     return Settings.read()
-
-
-@pytest.fixture
-async def publisher(broker: Settings) -> AsyncIterator[Publisher]:
-    link = Link(broker.rabbitmq_url.get_secret_value(), name="test", setup=topology.declare)
-    await link.channel()
-    await link.close()
-    publisher = Publisher(broker)
-    yield publisher
-    await publisher.close()
-
-
-@pytest.fixture
-async def subscriber(broker: Settings, publisher: Publisher) -> AsyncIterator[AbstractQueue]:
-    """A queue that gets every event."""
-    connection = await aio_pika.connect(broker.rabbitmq_url.get_secret_value())
-    channel = await connection.channel()
-    queue = await channel.declare_queue("test.events", durable=True)
-    await queue.bind(EVENTS.name, "#")
-    yield queue
-    await connection.close()
 
 
 Relays = Callable[..., Relay]
 
 
 @pytest.fixture
-def relays(sessions: SessionMaker, publisher: Publisher, broker: Settings) -> Relays:
+def relays(sessions: SessionMaker, publisher: Publisher, settings: Settings) -> Relays:
     """Makes the relay of a process, as often as a test likes; other settings as keywords."""
 
-    def make(**settings: Any) -> Relay:
-        return Relay(sessions, publisher, broker.model_copy(update=settings))
+    def make(**others: Any) -> Relay:
+        return Relay(sessions, publisher, settings.model_copy(update=others))
 
     return make
 
@@ -185,9 +162,9 @@ async def test_reads_and_writes_go_on_without_redis(
 
 @pytest.mark.manual("X8", "an invalidation waits until Redis is back")
 async def test_an_event_stays_in_its_queue_until_redis_has_removed_its_keys(
-    broker: Settings, redis_url: str, direct: Direct, desk: Desk, relays: Relays
+    settings: Settings, redis_url: str, direct: Direct, desk: Desk, relays: Relays
 ) -> None:
-    url = broker.rabbitmq_url.get_secret_value()
+    url = settings.rabbitmq_url.get_secret_value()
     away, back = connect("redis://127.0.0.1:1/0", timeout=0.2), connect(redis_url, timeout=2)
     applied: asyncio.Queue[Any] = asyncio.Queue()
 
