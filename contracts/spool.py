@@ -2,7 +2,8 @@
 
 For a bot that must not lose a trade when it dies, is cut off, or the broker takes nothing. What is put here is sent
 in order, one after the other, always the same bytes under the same message id, also by the next process that opens
-the same file; the service carries it out once.
+the same file. The service carries it out once, as long as it knows the id again: for `REMEMBERED_DAYS`, and a trade
+with an ``ex_trade_id`` for ever.
 
     async with PersistenceClient("amqp://...") as client, Spool(client, "bot-7.spool") as spool:
         await spool.put(RecordTrade(...))  # on disk: no outage and no kill -9 takes it away any more

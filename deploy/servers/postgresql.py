@@ -27,6 +27,8 @@ SETTINGS = {
     "synchronous_commit": "on",
     "max_connections": "200",
     "shared_buffers": "256MB",
+    # Parameters of statements hold users' data.
+    "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
     # The log is read for the phrase that says it is ready.
     "lc_messages": "C",

@@ -83,6 +83,7 @@ class TestPrivateServers:
                 "server_encoding": "UTF8",
                 "max_connections": "200",
                 "shared_buffers": "256MB",
+                "log_parameter_max_length": "0",
                 "log_parameter_max_length_on_error": "0",
             }.items():
                 assert (name, await connection.fetchval("SELECT current_setting($1)", name)) == (name, value)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+import aio_pika
 import asyncpg
 import pytest
 
@@ -25,7 +26,7 @@ from contracts import (
 from contracts.base import Command
 from contracts.client import PersistenceClient, new_message_id
 from contracts.symbol import SymbolUpdates
-from contracts.topology import Lane
+from contracts.topology import COMMANDS, Lane
 from service.config import Settings
 from tests.builders import Desk, a_desk
 from tests.conftest import RunningService, StartService
@@ -184,6 +185,19 @@ class TestARefusedCommand:
             "trade.recorded": 20,
             "command.rejected": 2,
         }
+
+
+class TestALostBinding:
+    async def test_loses_nothing(self, start_service: StartService) -> None:
+        service = await start_service()
+        async with Run.of(service) as run, await aio_pika.connect(service.rabbitmq_url) as connection:
+            queue = await (await connection.channel()).get_queue(Lane.TRADING.queue)
+            await queue.unbind(COMMANDS.name, "record_trade")
+            trades = [run.desk.trade() for _ in range(10)]
+            for trade in trades:
+                await run.client.publish(trade)
+
+            await run.has_exactly(trades, service=service, repeated=0)
 
 
 class TestABatch:

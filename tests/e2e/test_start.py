@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aio_pika
 import pytest
 
-from contracts import GetSymbol, Refusal
+from contracts import GetSymbol, Refusal, SaveBotLog
 from contracts.base import COMMAND_TYPES, EVENT_TYPES, LOOKUP_TYPES
 from contracts.client import PersistenceClient
 from contracts.topology import Lane
@@ -76,6 +76,11 @@ class TestAStart:
             ),
             pytest.param(url("RABBITMQ_URL", password=CANARY), "RABBITMQ_URL: .*ACCESS_REFUSED", id="a wrong login"),
             pytest.param(url("RABBITMQ_URL", path="/nowhere"), "RABBITMQ_URL: .*nowhere", id="no such virtual host"),
+            pytest.param(
+                put(RABBITMQ_URL="amqps://h/?no_verify_ssl=1"),
+                "RABBITMQ_URL: must not switch off the verification",
+                id="certificates of anybody",
+            ),
         ],
     )
     async def test_that_cannot_succeed_says_why_in_one_line(
@@ -129,6 +134,28 @@ class TestAStart:
 
         assert await ready(service.http) == (200, READY)
         assert "REDIS_URL" in await asyncio.to_thread(service.log.read_text)
+
+
+class TestAPartThatFails:
+    @pytest.mark.parametrize(
+        ("part", "name"),
+        [
+            ("service.consumers:Lane:_carry_out", Lane.BOT_LOGS.queue),
+            ("service.relay:Relay:_read", "relay"),
+            ("service.consumers:Consumers:watch", "subscriptions"),
+        ],
+    )
+    async def test_ends_the_process_with_1_so_that_it_is_started_anew(
+        self, start_service: StartService, part: str, name: str
+    ) -> None:
+        service = await start_service(program="tests.e2e.failing_part", FAILING_PART=part)
+        async with PersistenceClient(service.rabbitmq_url) as client:
+            await client.publish(SaveBotLog(bot_id=1, message="for a lane to carry out"))
+
+        assert await asyncio.wait_for(service.process.wait(), 15) == 1
+        [said] = [json.loads(line) for line in service.log.read_text().splitlines() if '"part_failed"' in line]
+        assert said["part"] == name
+        assert "ZeroDivisionError" in said["exception"]
 
 
 class TestAnotherCommand:

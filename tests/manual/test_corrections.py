@@ -301,7 +301,7 @@ class _DriverError(Exception):
 
 @pytest.mark.manual("X15", "outages are told from errors")
 def test_outages_are_told_from_errors() -> None:
-    states = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "08006")
+    states = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "08006", "25006", "42P01", "42501")
     outages: list[Exception] = [
         *(OperationalError("", None, _DriverError(state)) for state in states),
         InterfaceError("", None, Exception("connection is closed"), connection_invalidated=True),
