@@ -32,7 +32,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
     "I8": "cache: never backwards, never older than applied, answered or the bound, right in the end",
     "I9": "answers: each to who asked",
     "I10": "liveness: work goes on after every fault",
-    "I11": "resources: no transaction left open, no connection left behind",
+    "I11": "resources: no transaction left open, no connection left behind, one consumer for each queue",
     "I12": "secrecy: what was a secret is nowhere",
     "I13": "coverage: every kind of fault came while messages were under way",
 }
@@ -72,6 +72,8 @@ class Evidence:
     artefacts: dict[str, bytes]
     """Where a secret could have got to, by name."""
     faults: list[Fault] = field(default_factory=list)
+    consumers: dict[str, int] = field(default_factory=dict)
+    """How many the service had at each queue when everything was done."""
     exit_code: int = 0
     settled: bool = True
 
@@ -365,6 +367,10 @@ class Checker:
         self.compared["I11"] += sum(self._evidence.sessions.values()) + 1
         for state, number in self._evidence.sessions.items():
             self._fail("I11", f"{number} connections to the database left behind, {state}")
+        for queue, number in self._evidence.consumers.items():
+            self.compared["I11"] += 1
+            if number != 1:
+                self._fail("I11", f"{queue} has {number} consumers of one service")
 
     def _secrets_stay_secret(self) -> None:
         for name, content in self._evidence.artefacts.items():

@@ -16,7 +16,7 @@ from contracts import SymbolView, cache_keys
 from contracts.cache_entry import LEASE, Entry
 from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.heartbeat import HEARTBEAT_SECONDS
-from contracts.topology import QUEUES
+from contracts.topology import LOOKUP_QUEUE, QUEUES, UNROUTED_QUEUE, Lane
 from tests.faults.checker import Evidence, Fault
 from tests.faults.ledger import read
 from tests.faults.nemesis import FAULTS
@@ -78,13 +78,15 @@ class Run:
         self.subscribers.stay()
         await self.world.customers.stop(seconds=60)
         settled = await self._until(self._is_settled)
+        await self._until(self._each_queue_has_one_consumer)
+        consumers = await self._consumers()
         cached = await self._cached()
         exit_code = await self.world.service.stop()
         # What was delivered and not settled shows when its consumer has gone.
         queues = await self._queues()
         evidence = await self._collect(cached, queues)
         await self.subscribers.end()
-        evidence.settled, evidence.exit_code = settled, exit_code
+        evidence.settled, evidence.exit_code, evidence.consumers = settled, exit_code, consumers
         return evidence
 
     async def _until(self, holds: Callable[[], Awaitable[bool]], *, seconds: float = _SETTLE_SECONDS) -> bool:
@@ -131,6 +133,19 @@ class Run:
                 counts[name] = declared.declaration_result.message_count or 0
         # Nobody listens for the readers any more.
         return {name: number for name, number in counts.items() if name != "readers.cache"}
+
+    async def _consumers(self) -> dict[str, int]:
+        """How many the service has at each queue that it takes from."""
+        async with await aio_pika.connect(self.world.rabbitmq_url, timeout=5) as connection:
+            channel = await connection.channel()
+            counts = {}
+            for name in (*(lane.queue for lane in Lane), UNROUTED_QUEUE, LOOKUP_QUEUE):
+                declared = await channel.declare_queue(name, passive=True)
+                counts[name] = declared.declaration_result.consumer_count or 0
+            return counts
+
+    async def _each_queue_has_one_consumer(self) -> bool:
+        return set((await self._consumers()).values()) == {1}
 
     async def _symbols(self) -> dict[int, int]:
         rows = await self._rows("SELECT symbol_id, row_version FROM symbols")

@@ -77,6 +77,11 @@ def test_a_good_run_is_good() -> None:
     assert checker.compared["I8"] == 8
 
 
+def test_a_second_consumer_is_found() -> None:
+    assert Checker(replace(evidence(), consumers={"a": 1, "b": 1})).broken == set()
+    assert Checker(replace(evidence(), consumers={"a": 1, "b": 2})).broken == {"I11"}
+
+
 @pytest.mark.parametrize(("order", "broken"), [("aba", set()), ("bab", {"I6"}), ("ba", {"I6"})])
 def test_events_count_when_they_come_first(order: str, broken: set[str]) -> None:
     events = {"a": announced(1, "a", 2), "b": announced(2, "b", 3)}

@@ -130,6 +130,8 @@ class World:
             "RELAY_LEASE": "0.5",
             "BATCH_SIZE": "20",
             "SHUTDOWN_TIMEOUT": "5",
+            # Shorter than some faults, so that lanes give back what they hold, and take it again.
+            "OUTAGE_HOLD": "2",
         }
 
     async def begin(self, *, with_slow_commits: bool = False) -> None:
