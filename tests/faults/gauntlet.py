@@ -112,9 +112,10 @@ class Gauntlet:
             await self._some_work()
 
     async def lose_confirms(self) -> None:
-        for _ in range(2):
+        # Each time anew: a bot that waits for an answer that is lost sends nothing meanwhile.
+        for _ in range(4):
             await lose_confirms(self._world, self._run.chance)
-        await self._some_work()
+            await self._some_work()
 
     async def lose_the_link(self) -> None:
         """For so long that the client library gives it up by itself."""

@@ -16,13 +16,14 @@ from contracts import SymbolView, cache_keys
 from contracts.cache_entry import LEASE, Entry
 from contracts.certificate import Certificate, name_of, name_of_certificate
 from contracts.heartbeat import HEARTBEAT_SECONDS
-from contracts.topology import LOOKUP_QUEUE, QUEUES, UNROUTED_QUEUE, Lane
+from contracts.topology import HEARTBEATS, LOOKUP_QUEUE, QUEUES, UNROUTED_QUEUE, Lane
 from tests.faults.checker import Evidence, Fault
 from tests.faults.ledger import read
 from tests.faults.nemesis import FAULTS
 from tests.faults.subscribers import Subscribers
 from tests.faults.world import World
 
+_CACHE_QUEUE: Final = "persistence.cache"
 _RECOVERY_SECONDS: Final = 60.0
 _SETTLE_SECONDS: Final = 40.0
 
@@ -84,6 +85,7 @@ class Run:
         exit_code = await self.world.service.stop()
         # What was delivered and not settled shows when its consumer has gone.
         queues = await self._queues()
+        queues[_CACHE_QUEUE] -= await self._heartbeats_in(_CACHE_QUEUE, queues[_CACHE_QUEUE])
         evidence = await self._collect(cached, queues)
         await self.subscribers.end()
         evidence.settled, evidence.exit_code, evidence.consumers = settled, exit_code, consumers
@@ -124,7 +126,7 @@ class Run:
         return heard == again and not any((await self._queues()).values()) and await self._outbox_is_empty()
 
     async def _queues(self) -> dict[str, int]:
-        names = [*(queue.name for queue in QUEUES), "steady", "flaky", "persistence.cache", "readers.cache"]
+        names = [*(queue.name for queue in QUEUES), "steady", "flaky", _CACHE_QUEUE, "readers.cache"]
         async with await aio_pika.connect(self.world.rabbitmq_url, timeout=5) as connection:
             channel = await connection.channel()
             counts = {}
@@ -133,6 +135,16 @@ class Run:
                 counts[name] = declared.declaration_result.message_count or 0
         # Nobody listens for the readers any more.
         return {name: number for name, number in counts.items() if name != "readers.cache"}
+
+    async def _heartbeats_in(self, name: str, number: int) -> int:
+        """How many of a queue's messages are beats: one may come while the service ends, and speaks of no change."""
+        messages: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+        async with await aio_pika.connect(self.world.rabbitmq_url, timeout=5) as connection:
+            queue = await (await connection.channel()).get_queue(name)
+            await queue.consume(messages.put)
+            async with asyncio.timeout(10):
+                left = [await messages.get() for _ in range(number)]
+        return sum(message.exchange == HEARTBEATS.name for message in left)
 
     async def _consumers(self) -> dict[str, int]:
         """How many the service has at each queue that it takes from."""
