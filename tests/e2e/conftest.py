@@ -5,13 +5,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from contracts.client import PersistenceClient
 from deploy.servers import Servers
 from service import jobs
 from service.config import LibrarySettings
@@ -96,6 +97,13 @@ def shared(
             process.kill()
     manage(servers, "DELETE", f"/api/vhosts/{name}")
     asyncio.run(execute(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+async def bot(shared: SharedService) -> AsyncIterator[PersistenceClient]:
+    """A client of the service of the module."""
+    async with PersistenceClient(shared.rabbitmq_url, app_id="bot", answer_timeout=10) as client:
+        yield client
 
 
 def _address(process: Child, log: Path) -> str:

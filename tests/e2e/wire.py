@@ -15,11 +15,14 @@ from uuid import uuid4
 
 import aio_pika
 import asyncpg
+from aio_pika import DeliveryMode
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError
 from redis.asyncio import Redis
 
+from contracts.base import Command
 from contracts.certificate import Certificate, name_of_certificate
+from contracts.client import new_message_id
 from contracts.topology import COMMANDS, EVENT_QUEUE_ARGUMENTS, EVENTS
 
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
@@ -32,6 +35,23 @@ class Raw:
     routing_key: str
     body: bytes
     properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+def said(command: Command[Any] | dict[str, Any] | bytes, routing_key: str = "record_trade", **properties: Any) -> Raw:
+    """A message as a decent client would send it, but for what is said otherwise."""
+    body = command.model_dump_json(exclude_unset=True).encode() if isinstance(command, Command) else command
+    decent = {
+        "message_id": str(new_message_id()),
+        "type": routing_key,
+        "content_type": "application/json",
+        "delivery_mode": DeliveryMode.PERSISTENT,
+        "app_id": "a bot",
+    }
+    return Raw(
+        routing_key,
+        json.dumps(body).encode() if isinstance(body, dict) else body,
+        {name: part for name, part in {**decent, **properties}.items() if part is not None},
+    )
 
 
 class Wire:
