@@ -174,7 +174,7 @@ class Spool:
         may_be_dropped = command.lane is Lane.BOT_LOGS
         row = (str(message_id), command.wire_name, body, json.dumps(dict(headers or {})), may_be_dropped)
         # Once begun it is either on disk and sent, or raises, also if the caller is cancelled.
-        await asyncio.shield(asyncio.create_task(self._keep(row), name="spool put"))
+        await asyncio.shield(self._keep(row))
         return message_id
 
     async def _keep(self, row: tuple[Any, ...]) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import aio_pika
 import asyncpg
+from pamqp.commands import Queue
 from redis.asyncio import Redis
 
 from contracts import SymbolView, cache_keys
@@ -126,15 +127,20 @@ class Run:
         return heard == again and not any((await self._queues()).values()) and await self._outbox_is_empty()
 
     async def _queues(self) -> dict[str, int]:
-        names = [*(queue.name for queue in QUEUES), "steady", "flaky", _CACHE_QUEUE, "readers.cache"]
+        """How many messages wait in each queue; nobody listens for the readers any more."""
+        names = [*(queue.name for queue in QUEUES), "steady", "flaky", _CACHE_QUEUE]
+        return {name: said.message_count or 0 for name, said in (await self._looked_at(names)).items()}
+
+    async def _consumers(self) -> dict[str, int]:
+        """How many the service has at each queue that it takes from."""
+        names = [*(lane.queue for lane in Lane), UNROUTED_QUEUE, LOOKUP_QUEUE]
+        return {name: said.consumer_count or 0 for name, said in (await self._looked_at(names)).items()}
+
+    async def _looked_at(self, names: Sequence[str]) -> dict[str, Queue.DeclareOk]:
+        """What the broker says of queues."""
         async with await aio_pika.connect(self.world.rabbitmq_url, timeout=5) as connection:
             channel = await connection.channel()
-            counts = {}
-            for name in names:
-                declared = await channel.declare_queue(name, passive=True)
-                counts[name] = declared.declaration_result.message_count or 0
-        # Nobody listens for the readers any more.
-        return {name: number for name, number in counts.items() if name != "readers.cache"}
+            return {name: (await channel.declare_queue(name, passive=True)).declaration_result for name in names}
 
     async def _heartbeats_in(self, name: str, number: int) -> int:
         """How many of a queue's messages are beats: one may come while the service ends, and speaks of no change."""
@@ -145,16 +151,6 @@ class Run:
             async with asyncio.timeout(10):
                 left = [await messages.get() for _ in range(number)]
         return sum(message.exchange == HEARTBEATS.name for message in left)
-
-    async def _consumers(self) -> dict[str, int]:
-        """How many the service has at each queue that it takes from."""
-        async with await aio_pika.connect(self.world.rabbitmq_url, timeout=5) as connection:
-            channel = await connection.channel()
-            counts = {}
-            for name in (*(lane.queue for lane in Lane), UNROUTED_QUEUE, LOOKUP_QUEUE):
-                declared = await channel.declare_queue(name, passive=True)
-                counts[name] = declared.declaration_result.consumer_count or 0
-            return counts
 
     async def _each_queue_has_one_consumer(self) -> bool:
         return set((await self._consumers()).values()) == {1}

@@ -1,8 +1,5 @@
 """What tests of the nouns start from."""
 
-from collections.abc import AsyncIterator
-
-import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,11 +22,3 @@ def sessions(engine: AsyncEngine, vault: Vault) -> SessionMaker:
 @pytest.fixture
 def asking(sessions: SessionMaker) -> Asking:
     return Asking(sessions)
-
-
-@pytest.fixture
-async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection past the service."""
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()

@@ -8,13 +8,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from contracts import GetBotWithDetails, GetIdBySymbol, GetSymbol, GetSymbolsByExchange, GetTradesPaginated, Refusal
-from contracts.amqp import Link
 from contracts.base import Lookup
 from contracts.client import PersistenceClient
 from contracts.errors import ErrorCode
 from contracts.leased_cache import LeasedCache, Load, connect
 from contracts.topology import LOOKUP_QUEUE
-from service import topology
 from service.config import Settings
 from service.consumers import Consumers
 from service.database import SessionMaker
@@ -53,10 +51,8 @@ async def cache(settings: Settings) -> AsyncIterator[Counting]:
 
 
 @pytest.fixture
-async def consumers(settings: Settings) -> AsyncIterator[Consumers]:
-    link = Link(settings.rabbitmq_url.get_secret_value(), name="test")
-    await topology.declare(await link.channel())
-    await link.close()
+async def consumers(settings: Settings, publisher: Publisher) -> AsyncIterator[Consumers]:
+    """Of queues that are there, as the publisher's exchanges are."""
     consumers = Consumers(settings)
     yield consumers
     await consumers.stop()

@@ -1,24 +1,15 @@
 """What tests of jobs start from."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
 import pytest
 
 from service.database import SessionMaker
 from service.jobs.scheduler import Every, Job, Run, Scheduler
 
 Work = Callable[[Run], Awaitable[None]]
-
-
-@pytest.fixture
-async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection past the service."""
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 Start = Callable[..., Scheduler]
