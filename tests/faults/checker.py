@@ -159,7 +159,7 @@ class Checker:
     @cached_property
     def _distinct(self) -> dict[str, list[dict[str, Any]]]:
         """What each subscriber heard, in the order in which it came first, without repetitions."""
-        distinct: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        distinct: dict[str, dict[str, dict[str, Any]]] = {who: {} for who in self._evidence.heard}
         for who, heard in self._evidence.heard.items():
             for event in heard:
                 distinct[who].setdefault(event["event_id"], event)

@@ -77,6 +77,12 @@ def test_a_good_run_is_good() -> None:
     assert checker.compared["I8"] == 8
 
 
+def test_who_came_too_late_to_hear_anything_missed_nothing() -> None:
+    good = evidence()
+
+    assert Checker(replace(good, heard={**good.heard, "late": []})).violations == []
+
+
 def test_a_second_consumer_is_found() -> None:
     assert Checker(replace(evidence(), consumers={"a": 1, "b": 1})).broken == set()
     assert Checker(replace(evidence(), consumers={"a": 1, "b": 2})).broken == {"I11"}
